@@ -1,0 +1,1 @@
+//! The node agent of tunproxy, as a library: the binary and the end-to-end tests use it.

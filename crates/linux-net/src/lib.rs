@@ -1,0 +1,1 @@
+//! Network namespaces, rtnetlink, TUN devices, sysctls: every unsafe block of the workspace.

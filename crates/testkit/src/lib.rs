@@ -1,0 +1,1 @@
+//! Test support: network namespaces, link emulator, simulated pod, packet builders.
