@@ -3,5 +3,15 @@
 //! A dev-dependency only. It may call `ip`, `nft` and the like, because a test's result must not depend on the code
 //! that it tests; it uses none of the product's crates.
 
+pub mod link;
+pub mod netns;
 pub mod packet;
+pub mod privilege;
+pub mod process;
 pub mod sim;
+pub mod topology;
+pub mod wait;
+
+pub use netns::Namespace;
+pub use privilege::root_or_skip;
+pub use topology::{Host, Topology, Wire};

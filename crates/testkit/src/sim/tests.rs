@@ -57,7 +57,7 @@ fn echo_through(config: SimConfig, payload: &[u8]) -> (Result<(), Stalled>, Vec<
     let mut sim = Sim::starting_at(config, EchoPeer::new(epoch), epoch);
     let tcp = sim.pod.connect(SERVER.parse().unwrap());
     let (mut sent, mut closed, mut received) = (0, false, Vec::new());
-    let result = sim.run_until(Duration::from_secs(3600), |sim| {
+    let result = sim.run_until(Duration::from_hours(1), |sim| {
         sent += sim.pod.send(tcp, &payload[sent..]);
         if sent == payload.len() && !closed {
             sim.pod.close(tcp);

@@ -1,0 +1,22 @@
+//! Tests that need root skip loudly on a laptop and fail in CI.
+
+/// True when the test may go on. Without root it says so and, where `CI=true`, panics instead of returning false.
+///
+/// ```no_run
+/// if !tunproxy_testkit::root_or_skip() {
+///     return;
+/// }
+/// ```
+pub fn root_or_skip() -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("this test");
+    assert!(
+        std::env::var_os("CI").is_none_or(|value| value != "true"),
+        "{test} needs root, and CI=true forbids skipping"
+    );
+    eprintln!("SKIPPED {test}: it needs root (network namespaces)");
+    false
+}
