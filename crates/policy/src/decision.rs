@@ -13,6 +13,16 @@ pub enum Protocol {
     Icmp,
 }
 
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Icmp => "icmp",
+        })
+    }
+}
+
 /// The names a pod was given for the destination address by a trusted resolver, in the order learnt (latest last).
 /// Empty: no trusted resolver named this address; domain rules then match nothing.
 pub type Names<'a> = &'a [DomainName];
@@ -99,7 +109,12 @@ pub struct Permit {
 }
 
 impl Permit {
-    pub(crate) fn new(rule: RuleId, upstream: UpstreamRef, name: Option<DomainName>, verdict: Verdict) -> Self {
+    pub(crate) fn new(
+        rule: RuleId,
+        upstream: UpstreamRef,
+        name: Option<DomainName>,
+        verdict: Verdict,
+    ) -> Self {
         Self { rule, upstream, name, verdict }
     }
 
@@ -136,7 +151,16 @@ pub enum Decision {
     /// least one of them is allowed. Connect with `provisional`, then ask again with the one name that TLS SNI or HTTP
     /// Host shows (if it is among the leased), before a byte passes; if none is shown, `fallback` (the strictest of the
     /// candidates' outcomes) holds.
-    ByName { provisional: Permit, fallback: Box<Decision> },
+    ByName {
+        provisional: Permit,
+        fallback: Box<Decision>,
+    },
+}
+
+impl fmt::Display for UpstreamRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 impl fmt::Display for RuleId {

@@ -1,5 +1,6 @@
 //! Domain names and the patterns that rules hold.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -16,6 +17,8 @@ pub enum NameError {
     TooLong,
     #[error("label {0:?} is empty, longer than 63 octets or holds a character that names do not have")]
     BadLabel(String),
+    #[error("a `*` stands alone or as the whole first label, as in *.example.com")]
+    Wildcard,
 }
 
 impl DomainName {
@@ -49,6 +52,13 @@ impl DomainName {
     }
 }
 
+/// Lets indexes keyed by name be asked with a suffix of another name; `Hash` and `Eq` are those of the text.
+impl Borrow<str> for DomainName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for DomainName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -61,4 +71,110 @@ pub enum DomainPattern {
     Any,
     Exact(DomainName),
     Below(DomainName),
+}
+
+impl DomainPattern {
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        if text == "*" {
+            return Ok(Self::Any);
+        }
+        let (below, rest) = match text.strip_prefix("*.") {
+            Some(rest) => (true, rest),
+            None => (false, text),
+        };
+        if rest.contains('*') {
+            return Err(NameError::Wildcard);
+        }
+        let name = DomainName::parse(rest)?;
+        Ok(if below { Self::Below(name) } else { Self::Exact(name) })
+    }
+
+    pub fn matches(&self, name: &DomainName) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Exact(exact) => exact == name,
+            Self::Below(parent) => {
+                name.as_str().strip_suffix(parent.as_str()).is_some_and(|labels| labels.ends_with('.'))
+            }
+        }
+    }
+}
+
+impl fmt::Display for DomainPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("*"),
+            Self::Exact(name) => write!(f, "{name}"),
+            Self::Below(parent) => write!(f, "*.{parent}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(text: &str) -> DomainName {
+        DomainName::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn spellings_of_one_name_are_equal() {
+        assert_eq!(name("API.GitHub.com."), name("api.github.com"));
+        assert_eq!(name("B\u{fc}cher.example"), name("xn--bcher-kva.example"));
+        assert_eq!(name("_dmarc.example.com").as_str(), "_dmarc.example.com");
+    }
+
+    #[test]
+    fn what_is_no_name_is_refused() {
+        let long_label = "a".repeat(64);
+        let long_name = vec!["a".repeat(63); 4].join(".");
+        for (text, expected) in [
+            ("", NameError::Empty),
+            (".", NameError::Empty),
+            ("a..b", NameError::BadLabel(String::new())),
+            ("a b.com", NameError::BadLabel("a b".to_owned())),
+            (&long_label, NameError::BadLabel(long_label.clone())),
+            (&long_name, NameError::TooLong),
+        ] {
+            assert_eq!(DomainName::parse(text), Err(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_wildcard_is_one_or_more_labels() {
+        let pattern = DomainPattern::parse("*.Example.com").expect("a pattern");
+        assert!(pattern.matches(&name("a.example.com")));
+        assert!(pattern.matches(&name("b.a.example.com")));
+        assert!(!pattern.matches(&name("example.com")));
+        assert!(!pattern.matches(&name("badexample.com")));
+        assert!(!pattern.matches(&name("a.example.com.evil.net")));
+    }
+
+    #[test]
+    fn a_wildcard_inside_a_pattern_is_refused() {
+        for text in ["a.*.com", "*a.com", "*.*.com", "**"] {
+            assert_eq!(DomainPattern::parse(text), Err(NameError::Wildcard), "{text}");
+        }
+        assert_eq!(DomainPattern::parse("*"), Ok(DomainPattern::Any));
+        assert_eq!(DomainPattern::parse("*."), Err(NameError::Empty));
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics_and_is_idempotent(text in "\\PC{0,300}") {
+            if let Ok(parsed) = DomainName::parse(&text) {
+                prop_assert_eq!(DomainName::parse(parsed.as_str()), Ok(parsed.clone()));
+                prop_assert!(parsed.as_str().len() <= 253 && !parsed.as_str().ends_with('.'));
+            }
+        }
+
+        #[test]
+        fn a_pattern_prints_as_it_parses(text in "(\\*|(\\*\\.)?[a-z0-9_-]{1,8}(\\.[a-z0-9]{1,8}){0,3})") {
+            let pattern = DomainPattern::parse(&text);
+            prop_assert_eq!(pattern.map(|pattern| pattern.to_string()), Ok(text));
+        }
+    }
 }
