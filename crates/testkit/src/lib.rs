@@ -8,6 +8,7 @@ pub mod netns;
 pub mod packet;
 pub mod privilege;
 pub mod process;
+pub mod servers;
 pub mod sim;
 pub mod topology;
 pub mod wait;

@@ -104,7 +104,10 @@ impl Namespace {
     pub fn set_resolver(&self, servers: &[IpAddr]) -> Result<()> {
         let directory = self.etc();
         fs::create_dir_all(&directory)?;
-        let text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+        let text: String = servers
+            .iter()
+            .flat_map(|server| ["nameserver ".to_owned(), server.to_string(), "\n".to_owned()])
+            .collect();
         fs::write(directory.join("resolv.conf"), text)?;
         Ok(())
     }

@@ -235,7 +235,7 @@ mod tests {
         let mut stream = topology.node.tcp_connect(address, LIMIT).unwrap();
         let (mut accepted, _) = listener.accept().unwrap();
         let began = Instant::now();
-        let sender = std::thread::spawn(move || stream.write_all(&[0; 500_000]));
+        let sender = std::thread::spawn(move || stream.write_all(&vec![0; 500_000]));
         let mut received = Vec::new();
         accepted.read_to_end(&mut received).unwrap();
         sender.join().unwrap().unwrap();
