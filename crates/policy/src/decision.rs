@@ -163,6 +163,35 @@ impl fmt::Display for UpstreamRef {
     }
 }
 
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Allow(permit) => permit.fmt(f),
+            Self::Deny(refusal) => refusal.fmt(f),
+            Self::ByName { provisional: _, fallback } => {
+                write!(f, "by name: TLS SNI or HTTP Host decides; without one: {fallback}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.verdict {
+            Verdict::Allowed => write!(f, "allowed by {} via {}", self.rule, self.upstream),
+            Verdict::Audited => {
+                write!(f, "allowed via {}; {} would refuse it, and only audits", self.upstream, self.rule)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "denied by {} ({})", self.rule, self.reason.label())
+    }
+}
+
 impl fmt::Display for RuleId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.policy, self.rule)

@@ -46,6 +46,15 @@ impl WorkloadPolicy {
         }
     }
 
+    /// Whether both are one compiled policy: pods that the same documents select.
+    pub fn shares_with(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Source::Compiled(one), Source::Compiled(two)) => Arc::ptr_eq(one, two),
+            (Source::DenyAll(one), Source::DenyAll(two)) => one == two,
+            (Source::Compiled(_), Source::DenyAll(_)) | (Source::DenyAll(_), Source::Compiled(_)) => false,
+        }
+    }
+
     pub(crate) fn compiled(&self) -> Option<&Compiled> {
         match &self.0 {
             Source::Compiled(compiled) => Some(compiled),

@@ -6,6 +6,7 @@
 mod compile;
 pub mod decision;
 mod evaluate;
+pub mod explain;
 mod index;
 pub mod model;
 pub mod names;
@@ -20,6 +21,7 @@ pub use decision::{
     Decision, DenyReason, FlowQuery, Names, Permit, Protocol, Refusal, RuleId, UpstreamRef, Verdict,
 };
 pub use evaluate::WorkloadPolicy;
+pub use explain::Explanation;
 pub use names::{DomainName, DomainPattern, NameError};
 pub use selector::LabelSelector;
 pub use workload::Workload;

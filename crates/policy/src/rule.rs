@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use crate::decision::{Protocol, RuleId, UpstreamRef};
+use crate::decision::{RuleId, UpstreamRef};
 use crate::model::{Destination, PortMatch};
 use crate::networks;
 use crate::ports::PortSet;
@@ -50,12 +50,6 @@ impl Effect {
     /// Whether a rule of this effect matches through `network` in this scope.
     pub fn matches_through(&self, network: &IpNet, scope: Scope) -> bool {
         self.matches_all(scope) || networks::is_within_reserved(network)
-    }
-}
-
-impl CompiledRule {
-    pub fn covers_port(&self, protocol: Protocol, port: u16) -> bool {
-        self.ports.contains(protocol, port)
     }
 }
 
