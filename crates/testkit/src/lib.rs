@@ -3,6 +3,9 @@
 //! A dev-dependency only. It may call `ip`, `nft` and the like, because a test's result must not depend on the code
 //! that it tests; it uses none of the product's crates.
 
+pub mod agent;
+pub mod binaries;
+pub mod cni;
 pub mod link;
 pub mod netns;
 pub mod packet;
@@ -13,6 +16,9 @@ pub mod sim;
 pub mod topology;
 pub mod wait;
 
+pub use agent::{AgentOptions, AgentProcess};
+pub use binaries::Program;
+pub use cni::{Attachment, CniNetwork, MainPlugin, PodIdentity};
 pub use netns::Namespace;
 pub use privilege::root_or_skip;
 pub use topology::{Host, Topology, Wire};

@@ -1,0 +1,214 @@
+//! The agent as a process in the node's namespace.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read, Write as _};
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::binaries::Program;
+use crate::netns::Namespace;
+use crate::process::Background;
+use crate::wait;
+
+const START: Duration = Duration::from_secs(20);
+const STOP: Duration = Duration::from_secs(20);
+
+/// What goes into agent.yaml.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// `Allow` or `Deny`: for pods that no policy selects.
+    pub default: &'static str,
+    /// A URL or the name of an Upstream document.
+    pub upstream: String,
+    pub resolvers: Vec<IpAddr>,
+    pub workers: Option<usize>,
+    /// File name and text of each policy document file.
+    pub policies: Vec<(String, String)>,
+    /// More lines of agent.yaml, as they are.
+    pub extra: String,
+}
+
+impl Default for AgentOptions {
+    fn default() -> Self {
+        Self {
+            default: "Allow",
+            upstream: "direct".to_owned(),
+            resolvers: crate::Host::Dns.both().to_vec(),
+            workers: None,
+            policies: Vec::new(),
+            extra: String::new(),
+        }
+    }
+}
+
+/// A running agent and its files; killed on drop.
+#[derive(Debug)]
+pub struct AgentProcess<'a> {
+    process: Background,
+    node: &'a Namespace,
+    directory: TempDir,
+}
+
+impl<'a> AgentProcess<'a> {
+    /// Starts it in `node` and waits until it is ready.
+    pub fn start(node: &'a Namespace, options: &AgentOptions) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("tpt-agent-").tempdir()?;
+        fs::create_dir(directory.path().join("policies"))?;
+        fs::write(directory.path().join("agent.yaml"), configuration(directory.path(), options))?;
+        for (name, text) in &options.policies {
+            fs::write(directory.path().join("policies").join(name), text)?;
+        }
+        let process = spawn(node, directory.path())?;
+        let mut agent = Self { process, node, directory };
+        agent.wait_ready()?;
+        Ok(agent)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    pub fn cni_socket(&self) -> PathBuf {
+        self.directory.path().join("cni.sock")
+    }
+
+    /// The plugin's entry in a conflist for this agent.
+    pub fn plugin_configuration(&self) -> Value {
+        json!({
+            "type": "tunproxy",
+            "agentSocket": self.cni_socket(),
+            "stateDir": self.directory.path().join("plugin"),
+            "timeout": "10s",
+        })
+    }
+
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Writes a policy file as an editor does (a new file renamed over the old one); the agent reloads by itself.
+    pub fn write_policy(&self, name: &str, text: &str) -> Result<()> {
+        let folder = self.directory.path().join("policies");
+        let temporary = self.directory.path().join(name);
+        fs::write(&temporary, text)?;
+        fs::rename(&temporary, folder.join(name))?;
+        Ok(())
+    }
+
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill().map(drop)
+    }
+
+    /// SIGTERM, and how it ended.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        self.process.signal(Signal::TERM)?;
+        self.process.wait(STOP)
+    }
+
+    /// Starts it again with the same files, after [`Self::kill`] or [`Self::terminate`].
+    pub fn start_again(&mut self) -> Result<()> {
+        self.process = spawn(self.node, self.directory.path())?;
+        self.wait_ready()
+    }
+
+    /// The body of a 200 answer of the admin socket.
+    pub fn admin(&self, path: &str) -> Result<String> {
+        let (status, body) = http_get(&self.directory.path().join("admin.sock"), path)?;
+        if status != 200 {
+            bail!("{path} answered {status}: {body}");
+        }
+        Ok(body)
+    }
+
+    /// Every record of the flow log so far.
+    pub fn flows(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.directory.path().join("flows.jsonl")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits for a flow record that `wanted` accepts.
+    pub fn wait_for_flow(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        wait::until(format!("a flow record of {what}"), Duration::from_secs(15), || {
+            self.flows().into_iter().find(|flow| wanted(flow))
+        })
+    }
+
+    /// Resident memory in KiB.
+    pub fn rss_kib(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        line.trim().trim_end_matches(" kB").trim().parse().context("VmRSS is no number")
+    }
+
+    pub fn open_descriptors(&self) -> Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
+    }
+
+    /// User and system time so far.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // The command name, in parentheses, may hold spaces; utime and stime are fields 14 and 15.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks =
+            |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).context("stat");
+        let hertz = rustix::param::clock_ticks_per_second();
+        Ok(Duration::from_secs_f64((ticks(11)? + ticks(12)?) as f64 / hertz as f64))
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let socket = self.directory.path().join("admin.sock");
+        self.process.wait_ready(START, || http_get(&socket, "/readyz").is_ok_and(|(status, _)| status == 200))
+    }
+}
+
+fn spawn(node: &Namespace, directory: &Path) -> Result<Background> {
+    let mut command = node.command_with_resolver(Program::Agent.path()?);
+    command.args(["serve", "--config"]).arg(directory.join("agent.yaml"));
+    command.arg("--policy").arg(directory.join("policies"));
+    Background::spawn(&mut command, "tunproxy-agent", &directory.join("agent.log"))
+}
+
+fn configuration(directory: &Path, options: &AgentOptions) -> String {
+    let here = directory.display();
+    let resolvers: Vec<String> = options.resolvers.iter().map(|ip| format!("\"{ip}\"")).collect();
+    let mut text = format!(
+        "node: {{name: test-node}}\n\
+         cniSocket: {here}/cni.sock\n\
+         stateDir: {here}/state\n\
+         default: {}\n\
+         upstream: \"{}\"\n\
+         resolvers: [{}]\n\
+         flowLog: {{path: {here}/flows.jsonl}}\n\
+         admin: {{socket: {here}/admin.sock}}\n",
+        options.default,
+        options.upstream,
+        resolvers.join(", "),
+    );
+    if let Some(workers) = options.workers {
+        let _ = writeln!(text, "workers: {workers}");
+    }
+    text + &options.extra
+}
+
+/// One HTTP/1.0 request over a Unix socket: status and body.
+fn http_get(socket: &Path, path: &str) -> Result<(u16, String)> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no end of the answer's head")?;
+    let status =
+        head.split_whitespace().nth(1).and_then(|status| status.parse().ok()).context("no status")?;
+    Ok((status, body.to_owned()))
+}
