@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -52,15 +53,15 @@ impl Default for AgentOptions {
 
 /// A running agent and its files; killed on drop.
 #[derive(Debug)]
-pub struct AgentProcess<'a> {
+pub struct AgentProcess {
     process: Background,
-    node: &'a Namespace,
+    node: Arc<Namespace>,
     directory: TempDir,
 }
 
-impl<'a> AgentProcess<'a> {
+impl AgentProcess {
     /// Starts it in `node` and waits until it is ready.
-    pub fn start(node: &'a Namespace, options: &AgentOptions) -> Result<Self> {
+    pub fn start(node: &Arc<Namespace>, options: &AgentOptions) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("tpt-agent-").tempdir()?;
         fs::create_dir(directory.path().join("policies"))?;
         fs::write(directory.path().join("agent.yaml"), configuration(directory.path(), options))?;
@@ -68,7 +69,7 @@ impl<'a> AgentProcess<'a> {
             fs::write(directory.path().join("policies").join(name), text)?;
         }
         let process = spawn(node, directory.path())?;
-        let mut agent = Self { process, node, directory };
+        let mut agent = Self { process, node: Arc::clone(node), directory };
         agent.wait_ready()?;
         Ok(agent)
     }
@@ -116,7 +117,7 @@ impl<'a> AgentProcess<'a> {
 
     /// Starts it again with the same files, after [`Self::kill`] or [`Self::terminate`].
     pub fn start_again(&mut self) -> Result<()> {
-        self.process = spawn(self.node, self.directory.path())?;
+        self.process = spawn(&self.node, self.directory.path())?;
         self.wait_ready()
     }
 

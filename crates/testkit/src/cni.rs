@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
@@ -135,18 +136,18 @@ impl CniNetwork {
     }
 
     /// ADD of the whole list; a failed ADD is followed by DEL, as runtimes do it.
-    pub fn attach<'a>(
-        &'a self,
-        node: &'a Namespace,
-        pod: &'a Namespace,
+    pub fn attach(
+        self: &Arc<Self>,
+        node: &Arc<Namespace>,
+        pod: &Arc<Namespace>,
         identity: &PodIdentity,
-    ) -> Result<Attachment<'a>> {
+    ) -> Result<Attachment> {
         static CONTAINER: AtomicU32 = AtomicU32::new(0);
         let number = CONTAINER.fetch_add(1, Ordering::Relaxed);
         let mut attachment = Attachment {
-            network: self,
-            node,
-            pod,
+            network: Arc::clone(self),
+            node: Arc::clone(node),
+            pod: Arc::clone(pod),
             identity: identity.clone(),
             container: format!("tpt{}-{number}", std::process::id()),
             interface: "eth0".to_owned(),
@@ -168,10 +169,10 @@ impl CniNetwork {
 
 /// A pod on a network; DEL on drop.
 #[derive(Debug)]
-pub struct Attachment<'a> {
-    network: &'a CniNetwork,
-    node: &'a Namespace,
-    pod: &'a Namespace,
+pub struct Attachment {
+    network: Arc<CniNetwork>,
+    node: Arc<Namespace>,
+    pod: Arc<Namespace>,
     identity: PodIdentity,
     container: String,
     interface: String,
@@ -179,7 +180,7 @@ pub struct Attachment<'a> {
     attached: bool,
 }
 
-impl Attachment<'_> {
+impl Attachment {
     /// The last plugin's result.
     pub fn result(&self) -> &Value {
         &self.result
@@ -189,8 +190,8 @@ impl Attachment<'_> {
         &self.container
     }
 
-    pub fn pod(&self) -> &Namespace {
-        self.pod
+    pub fn pod(&self) -> &Arc<Namespace> {
+        &self.pod
     }
 
     /// The addresses that the result gives the pod.
@@ -252,7 +253,7 @@ impl Attachment<'_> {
     }
 }
 
-impl Drop for Attachment<'_> {
+impl Drop for Attachment {
     fn drop(&mut self) {
         if self.attached
             && let Err(failure) = self.detach()
@@ -292,7 +293,7 @@ mod tests {
         let topology = Topology::new(Wire::Veth).unwrap();
         let before = topology.node.ip_json("link").unwrap().as_array().unwrap().len();
         for (index, main) in [MainPlugin::Ptp, MainPlugin::Bridge].into_iter().enumerate() {
-            let network = CniNetwork::new("tkt", None).unwrap().with_main(main, index as u8);
+            let network = Arc::new(CniNetwork::new("tkt", None).unwrap().with_main(main, index as u8));
             let pod = topology.pod_namespace("pod").unwrap();
             let identity = PodIdentity::new("default", "web", &[("app", "web")]);
             let mut attachment = network.attach(&topology.node, &pod, &identity).unwrap();
@@ -315,7 +316,7 @@ mod tests {
             return;
         }
         let topology = Topology::new(Wire::Veth).unwrap();
-        let network = CniNetwork::new("bad", None).unwrap().with_plugin(json!({"type": "ptp"}));
+        let network = Arc::new(CniNetwork::new("bad", None).unwrap().with_plugin(json!({"type": "ptp"})));
         let pod = topology.pod_namespace("pod").unwrap();
         let failure = network.attach(&topology.node, &pod, &PodIdentity::new("a", "b", &[])).unwrap_err();
         let error = failure.downcast_ref::<CniError>().unwrap();

@@ -4,6 +4,7 @@
 //! routed path works too and can serve as the honest twin of ours.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use anyhow::Result;
 
@@ -84,8 +85,8 @@ pub enum Wire {
 pub struct Topology {
     /// Dropped first: its thread holds the interfaces of both namespaces.
     pub link: Option<LinkEmulator>,
-    pub node: Namespace,
-    pub outside: Namespace,
+    pub node: Arc<Namespace>,
+    pub outside: Arc<Namespace>,
 }
 
 impl Topology {
@@ -95,14 +96,14 @@ impl Topology {
         let link = join(&node, &outside, wire)?;
         set_up_node(&node)?;
         set_up_outside(&outside)?;
-        Ok(Self { link, node, outside })
+        Ok(Self { link, node: Arc::new(node), outside: Arc::new(outside) })
     }
 
     /// A namespace for a pod, without any interface but `lo`, that asks the outside resolver.
-    pub fn pod_namespace(&self, label: &str) -> Result<Namespace> {
+    pub fn pod_namespace(&self, label: &str) -> Result<Arc<Namespace>> {
         let pod = Namespace::new(label)?;
         pod.set_resolver(&[Host::Dns.v4().into()])?;
-        Ok(pod)
+        Ok(Arc::new(pod))
     }
 }
 

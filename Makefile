@@ -1,0 +1,49 @@
+# Every target does its own set-up (scripts/setup.sh says what it installs). `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help build demo test e2e bench lint fuzz clean setup-%
+
+CARGO ?= cargo
+HOST_TARGET := x86_64-unknown-linux-gnu
+FUZZ_SECONDS ?= 60
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup-%:
+	@scripts/setup.sh $*
+
+build: setup-test ## Build the agent and the static plugin (below target/)
+	$(CARGO) build --release --package tunproxy-agent
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --target $(HOST_TARGET) --package tunproxy-cni-plugin
+
+demo: setup-test ## Show the main job on this machine: real pods, a policy, a table of what happened (as root)
+	@$(CARGO) build --quiet --release --package tunproxy-agent --package tunproxy-cni-plugin --package tunproxy-e2e --bins
+	@TUNPROXY_BIN_DIR=$(TARGET)/release $(TARGET)/release/tunproxy-demo
+
+test: setup-test ## Run all tests that need Rust and Debian packages only (as root)
+	$(CARGO) test --workspace
+
+e2e: setup-e2e ## Run the plugin under real container runtimes: cnitool, containerd and runc (as root)
+	scripts/runtime-tools.sh
+	$(CARGO) test --package tunproxy-e2e --test runtime -- --ignored
+
+bench: setup-bench ## Measure the routed path and ours in the same run; table, and JSON in target/bench.json (as root)
+	@$(CARGO) build --quiet --release --package tunproxy-agent --package tunproxy-bench
+	@RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --quiet --release --target $(HOST_TARGET) --package tunproxy-cni-plugin
+	@cp $(TARGET)/$(HOST_TARGET)/release/tunproxy $(TARGET)/release/tunproxy
+	@TUNPROXY_BIN_DIR=$(TARGET)/release $(TARGET)/release/tunproxy-bench run --json $(TARGET)/bench.json $(BENCH_ARGS)
+
+lint: setup-lint ## Check format, lints, licences, purity and shell scripts
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) deny --log-level error check licenses bans sources
+	scripts/purity.sh
+	shellcheck scripts/*.sh .ci/run
+
+fuzz: setup-fuzz ## Run every fuzz target for FUZZ_SECONDS (60)
+	scripts/fuzz.sh $(FUZZ_SECONDS)
+
+clean: ## Remove everything that was built
+	$(CARGO) clean
+	rm -rf .build
