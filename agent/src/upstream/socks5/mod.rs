@@ -95,7 +95,8 @@ impl Proxy {
             .collect();
         let mut last = io::Error::new(io::ErrorKind::NotFound, "it has no address");
         for (index, address) in addresses.iter().enumerate() {
-            let share = deadline.duration_since(Instant::now()) / u32::try_from(addresses.len() - index).unwrap_or(1);
+            let share =
+                deadline.duration_since(Instant::now()) / u32::try_from(addresses.len() - index).unwrap_or(1);
             let socket = open_socket(*address, mark).map_err(|source| self.local(source))?;
             match tokio::time::timeout(share, socket.connect(*address)).await {
                 Ok(Ok(stream)) => return Ok(stream),

@@ -113,8 +113,5 @@ fn a_name_without_address_is_said() {
     let address = ProxyAddress::Tcp { host: format!("{}.invalid", "x".repeat(64)), port: 1080 };
     let proxy = Proxy { address, credentials: None, timeout: TIMEOUT };
     let error = run(proxy.connect(target(), None)).unwrap_err();
-    assert!(
-        matches!(error, ConnectError::Resolve { .. } | ConnectError::TimedOut { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, ConnectError::Resolve { .. } | ConnectError::TimedOut { .. }), "{error}");
 }

@@ -54,7 +54,8 @@ impl Server {
             }
             (2, Some((username, password))) => {
                 let split = 2 + usize::from(message[1]);
-                let good = message[0] == 1 && &message[2..split] == username && &message[split + 1..] == password;
+                let good =
+                    message[0] == 1 && &message[2..split] == username && &message[split + 1..] == password;
                 vec![1, u8::from(!good)]
             }
             _ => {
@@ -185,8 +186,11 @@ fn bound_addresses() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         any::<[u8; 4]>().prop_map(|address| [&[1][..], &address].concat()),
         any::<[u8; 16]>().prop_map(|address| [&[4][..], &address].concat()),
-        proptest::collection::vec(any::<u8>(), 0..=255)
-            .prop_map(|name| [&[3, u8::try_from(name.len()).unwrap()][..], &name].concat()),
+        proptest::collection::vec(any::<u8>(), 0..=255).prop_map(|name| [
+            &[3, u8::try_from(name.len()).unwrap()][..],
+            &name
+        ]
+        .concat()),
     ]
 }
 

@@ -1,0 +1,5 @@
+//! The node agent's service.
+
+pub mod readiness;
+pub mod store;
+pub mod watch;
