@@ -1,1 +1,28 @@
 //! Network namespaces, rtnetlink, TUN devices, sysctls: every unsafe block of the workspace.
+//!
+//! Netlink is spoken synchronously: a request is one `sendto` and one or two `recvfrom`, the kernel works inside the
+//! former, and a netlink socket stays in the namespace in which it was opened. So [`Netlink::open_in`] gives a handle
+//! to any namespace that is usable from any thread, and no runtime is needed (the plugin's start-up time is its cost).
+//!
+//! - [`netns`]: open and identify namespaces, run a closure inside one.
+//! - [`netlink`]: links, addresses, routes, rules; one method per operation, errors with the kernel's own words.
+//! - [`tun`]: make, reopen and adopt TUN devices with segmentation offload.
+//! - [`steering`]: the pod side: into the TUN and not around it.
+//! - [`host_tun`]: a TUN for this namespace, with routes and rules and their complete removal.
+//! - [`sandbox`]: a fresh namespace for one command.
+
+pub mod host_tun;
+pub mod naming;
+pub mod netlink;
+pub mod netns;
+pub mod sandbox;
+pub mod steering;
+pub mod sysctl;
+pub mod tun;
+
+#[cfg(test)]
+mod testing;
+
+pub use netlink::{Netlink, NetlinkError};
+pub use netns::{NetNs, NetNsError, NetNsId};
+pub use tun::{Tun, TunError};

@@ -1,0 +1,137 @@
+use super::*;
+use crate::netns::NetNs;
+use crate::testing::{ip_json, is_root};
+
+fn fresh() -> (NetNs, Netlink) {
+    let namespace = NetNs::create().unwrap();
+    let netlink = Netlink::open_in(&namespace).unwrap().unwrap();
+    (namespace, netlink)
+}
+
+#[test]
+fn a_refusal_carries_the_kernels_words() {
+    if !is_root() {
+        return;
+    }
+    let (_namespace, mut netlink) = fresh();
+    let route = Route {
+        family: Family::V4,
+        table: 7,
+        destination: Some("10.0.0.0/8".parse().unwrap()),
+        kind: RouteKind::Device(4711),
+        source: None,
+        metric: 0,
+    };
+    let error = netlink.add_route(&route).unwrap_err();
+    assert_eq!(error.errno(), Some(libc::ENODEV));
+    assert!(error.to_string().contains("10.0.0.0/8"), "{error}");
+    let unusable = Route { family: Family::V4, kind: RouteKind::Device(1), ..route };
+    let error = netlink.add_route(&unusable).unwrap_err();
+    assert!(error.to_string().contains("(kernel: "), "{error}");
+}
+
+#[test]
+fn rules_read_back_as_written() {
+    if !is_root() {
+        return;
+    }
+    let (namespace, mut netlink) = fresh();
+    for family in Family::ALL {
+        let network = |v4: &str, v6: &str| {
+            Some(if family == Family::V4 { v4.parse().unwrap() } else { v6.parse().unwrap() })
+        };
+        let plain = Rule::new(family, 300, RuleTarget::Table(74_000));
+        let rules = [
+            plain,
+            Rule { priority: 301, mark: Some(0xab), ..plain },
+            Rule { priority: 302, mark: Some(0xab), invert: true, ..plain },
+            Rule { priority: 303, port: Some((Transport::Udp, 53)), ..plain },
+            Rule { priority: 304, destination: network("10.96.0.0/12", "fd00::/8"), ..plain },
+            Rule { priority: 305, source: network("10.1.2.3/32", "fd00::3/128"), ..plain },
+            Rule { priority: 306, target: RuleTarget::Goto(310), ..plain },
+            Rule {
+                priority: 310,
+                target: RuleTarget::Table(MAIN_TABLE),
+                suppress_prefix_length: Some(0),
+                suppress_group: Some(74),
+                ..plain
+            },
+        ];
+        for rule in &rules {
+            netlink.add_rule(rule).unwrap();
+            netlink.add_rule(rule).unwrap();
+        }
+        assert_eq!(netlink.rules(family).unwrap(), rules);
+        let flag = if family == Family::V4 { "-4" } else { "-6" };
+        let seen = ip_json(&namespace, &format!("{flag} -d rule show"));
+        let ours = seen.as_array().unwrap().iter().filter(|rule| rule["protocol"] == "116").count();
+        assert_eq!(ours, rules.len(), "{seen:#}");
+        for rule in &rules {
+            netlink.delete_rule(rule).unwrap();
+            netlink.delete_rule(rule).unwrap();
+        }
+        assert_eq!(netlink.rules(family).unwrap(), []);
+    }
+}
+
+#[test]
+fn rules_of_others_are_not_seen() {
+    if !is_root() {
+        return;
+    }
+    let (namespace, mut netlink) = fresh();
+    crate::testing::ip(&namespace, "rule add priority 200 lookup 74000");
+    assert_eq!(netlink.rules(Family::V4).unwrap(), []);
+}
+
+#[test]
+fn links_and_addresses_agree_with_ip() {
+    if !is_root() {
+        return;
+    }
+    let (namespace, mut netlink) = fresh();
+    crate::testing::ip(&namespace, "link add dummy7 mtu 1400 type veth peer name peer7");
+    let link = netlink.link("dummy7").unwrap().unwrap();
+    assert_eq!((link.mtu, link.up, link.kind.as_deref()), (1400, false, Some("veth")));
+    netlink.set_link_group(&link, 74).unwrap();
+    netlink.set_link_alias(&link, "tunproxy:eth0:c1").unwrap();
+    netlink.disable_address_generation(&link).unwrap();
+    for address in ["10.9.8.7/24", "fd09::7/64"] {
+        netlink.add_address(&link, address.parse().unwrap()).unwrap();
+        netlink.add_address(&link, address.parse().unwrap()).unwrap();
+    }
+    netlink.set_link_up(&link).unwrap();
+    let shown = &ip_json(&namespace, "-d addr show dev dummy7")[0];
+    assert_eq!((&shown["group"], &shown["ifalias"]), (&"74".into(), &"tunproxy:eth0:c1".into()));
+    let link_shown = &ip_json(&namespace, "-d link show dev dummy7")[0];
+    assert_eq!(link_shown["inet6_addr_gen_mode"], "none");
+    let addresses: Vec<&str> =
+        shown["addr_info"].as_array().unwrap().iter().map(|a| a["local"].as_str().unwrap()).collect();
+    assert_eq!(addresses, ["10.9.8.7", "fd09::7"]);
+    assert_eq!(netlink.addresses_of(&link).unwrap().len(), 2);
+    netlink.delete_link(&link).unwrap();
+    netlink.delete_link(&link).unwrap();
+    assert_eq!(netlink.link("dummy7").unwrap(), None);
+}
+
+#[test]
+fn a_thousand_routes_come_back_complete() {
+    if !is_root() {
+        return;
+    }
+    let (_namespace, mut netlink) = fresh();
+    let routes: Vec<Route> = (0..1000u32)
+        .map(|n| Route {
+            family: Family::V4,
+            table: 74_000,
+            destination: Some(format!("10.{}.{}.0/24", n / 250, n % 250).parse().unwrap()),
+            kind: RouteKind::Unreachable,
+            source: None,
+            metric: 1,
+        })
+        .collect();
+    for route in &routes {
+        netlink.add_route(route).unwrap();
+    }
+    assert_eq!(netlink.routes(Family::V4, 74_000).unwrap(), routes);
+}

@@ -1,0 +1,177 @@
+//! The pod side: everything that is not inside goes into the TUN.
+//!
+//! Chained, beside the interface that a main plugin made: the TUN is unnumbered; a table of its own has a default
+//! route through it, whose source is the pod's address, and behind that an `unreachable` default, so that a TUN that
+//! is down or gone fails closed; rules decide what is looked up there. The main table is never touched.
+//!
+//! Standalone, the TUN is the pod's only interface and has its addresses.
+//!
+//! This is steering, not a boundary: a pod with `CAP_NET_RAW` gets around anything inside its own namespace.
+
+mod chained;
+mod standalone;
+mod verify;
+
+use ipnet::IpNet;
+
+use crate::naming::{Owner, Slot, tun_name};
+use crate::netlink::{Family, MAIN_TABLE, Netlink, NetlinkError, RuleTarget};
+use crate::netns::{NetNs, NetNsError};
+use crate::sysctl::SysctlError;
+use crate::tun::{Tun, TunError};
+
+/// Group of the interfaces that are steered: rules skip routes through them.
+pub const INTERFACE_GROUP: u32 = 74;
+
+/// Metric of the `unreachable` default behind the TUN's own.
+const LAST_METRIC: u32 = 4_000_000_000;
+
+/// Metric of the default through the TUN: before a default that a main plugin may have set.
+const TUN_METRIC: u32 = 1;
+
+/// The pod could not be plumbed.
+#[derive(Debug, thiserror::Error)]
+pub enum SteeringError {
+    #[error(transparent)]
+    NetNs(#[from] NetNsError),
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    #[error(transparent)]
+    Tun(#[from] TunError),
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    #[error(
+        "there is no interface {ifname} in {netns}: the main plugin must come before tunproxy in the chain"
+    )]
+    NoInterface { ifname: String, netns: String },
+    #[error("interface {ifname} in {netns} has no address")]
+    NoAddress { ifname: String, netns: String },
+    #[error("interfaces {ifname} and {other} would share routing table {table}: rename one of them")]
+    TableTaken { ifname: String, other: String, table: u32 },
+}
+
+/// How to steer a pod whose interface a main plugin made.
+#[derive(Debug, Clone)]
+pub struct ChainedPlan {
+    pub owner: Owner,
+    pub queues: u16,
+    /// `None`: that of the main interface.
+    pub mtu: Option<u32>,
+    /// Firewall mark of replies to inbound connections.
+    pub mark: u32,
+    /// Pod and service networks: reached by the main interface, but for port 53.
+    pub cluster: Vec<IpNet>,
+}
+
+/// How to plumb a pod that has nothing but the TUN.
+#[derive(Debug, Clone)]
+pub struct StandalonePlan {
+    /// The TUN's name is the owner's interface name.
+    pub owner: Owner,
+    pub queues: u16,
+    pub mtu: u32,
+    pub addresses: Vec<IpNet>,
+}
+
+/// A plumbed pod.
+#[derive(Debug)]
+pub struct Plumbed {
+    pub tun: Tun,
+    pub mtu: u32,
+    /// Addresses the pod may use as a source.
+    pub addresses: Vec<IpNet>,
+}
+
+/// Steers the pod; repeated, it converges and opens further queues. On failure nothing of it stays.
+pub fn plumb_chained(namespace: &NetNs, plan: &ChainedPlan) -> Result<Plumbed, SteeringError> {
+    undo_on_failure(namespace, &plan.owner, || chained::plumb(namespace, plan))
+}
+
+/// Makes the pod's interface. An interface of that name is an error and stays as it is.
+pub fn plumb_standalone(namespace: &NetNs, plan: &StandalonePlan) -> Result<Plumbed, SteeringError> {
+    standalone::plumb(namespace, plan)
+}
+
+/// Removes all that [`plumb_chained`] and [`plumb_standalone`] made for `owner`, however far they came, and nothing
+/// that belongs to anybody else. Nothing there is a success.
+pub fn unplumb(namespace: &NetNs, owner: &Owner) -> Result<(), SteeringError> {
+    let mut netlink = Netlink::open_in(namespace)??;
+    let links = netlink.links()?;
+    let owner_of = |name: &str| {
+        let link = links.iter().find(|link| link.name == name)?;
+        Some((link, link.alias.as_deref().and_then(Owner::from_alias)))
+    };
+    // A successor with the same interface name: rules and table are its own now.
+    let successor = |found: &Owner| found.ifname == owner.ifname && found.container_id != owner.container_id;
+    let names = [tun_name(&owner.ifname), owner.ifname.clone()];
+    let found: Vec<_> = names.iter().filter_map(|name| owner_of(name)).collect();
+    if found.iter().any(|(_, alias)| alias.as_ref().is_some_and(successor)) {
+        return Ok(());
+    }
+    for (link, alias) in found {
+        if alias.as_ref() == Some(owner) {
+            netlink.delete_link(link)?;
+        }
+    }
+    let slot = Slot::of(&owner.ifname);
+    remove_rules(&mut netlink, slot)?;
+    remove_routes(&mut netlink, slot.table())?;
+    // What a standalone interface put into the main table is shared by those of the pod: the last one takes it along.
+    let alone = links
+        .iter()
+        .filter_map(|link| Owner::from_alias(link.alias.as_deref()?))
+        .all(|found| found == *owner);
+    if alone {
+        remove_routes(&mut netlink, MAIN_TABLE)?;
+    }
+    if let Some(link) = links.iter().find(|link| link.name == owner.ifname && link.group == INTERFACE_GROUP) {
+        netlink.set_link_group(link, 0)?;
+    }
+    Ok(())
+}
+
+/// Which devices of tunproxy are in the namespace, by owner.
+pub fn owners(namespace: &NetNs) -> Result<Vec<Owner>, SteeringError> {
+    let links = Netlink::open_in(namespace)??.links()?;
+    Ok(links.iter().filter_map(|link| Owner::from_alias(link.alias.as_deref()?)).collect())
+}
+
+pub use verify::{verify_chained, verify_standalone};
+
+fn undo_on_failure(
+    namespace: &NetNs,
+    owner: &Owner,
+    work: impl FnOnce() -> Result<Plumbed, SteeringError>,
+) -> Result<Plumbed, SteeringError> {
+    work().inspect_err(|error| {
+        // What stands under our names but is not ours was not made by this attempt.
+        if !matches!(error, SteeringError::Tun(TunError::Foreign { .. }) | SteeringError::TableTaken { .. }) {
+            let _ = unplumb(namespace, owner);
+        }
+    })
+}
+
+fn remove_rules(netlink: &mut Netlink, slot: Slot) -> Result<(), NetlinkError> {
+    let priorities = slot.priorities();
+    for family in Family::ALL {
+        for rule in netlink.rules(family)? {
+            let targets = [RuleTarget::Goto(priorities.mark), RuleTarget::Table(slot.table())];
+            if priorities.contains(rule.priority) || targets.contains(&rule.target) {
+                netlink.delete_rule(&rule)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn remove_routes(netlink: &mut Netlink, table: u32) -> Result<(), NetlinkError> {
+    for family in Family::ALL {
+        for route in netlink.routes(family, table)? {
+            netlink.delete_route(&route)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
