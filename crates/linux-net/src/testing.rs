@@ -41,7 +41,10 @@ pub fn snapshot(namespace: &NetNs) -> Vec<String> {
     for words in
         ["-o link", "-o addr", "rule", "-6 rule", "-4 route show table all", "-6 route show table all"]
     {
-        let mut lines: Vec<String> = ip(namespace, words).lines().map(stable).collect();
+        let text = ip(namespace, words);
+        // The kernel adds a multicast route when a link first has a carrier.
+        let kept = text.lines().filter(|line| !line.starts_with("multicast ff00::/8"));
+        let mut lines: Vec<String> = kept.map(stable).collect();
         lines.sort();
         all.extend(lines);
     }
