@@ -1,0 +1,141 @@
+//! Counters of one pod: everything dropped or refused has a reason here.
+
+/// Why a packet of the pod was not acted upon. Each is a counter; most also cause an error to the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(usize)]
+pub enum DropReason {
+    Truncated,
+    BadHeader,
+    BadChecksum,
+    ForeignSource,
+    /// Source and destination are the same, or the destination is the pod itself.
+    Land,
+    Fragment,
+    SourceRoute,
+    HopLimit,
+    UnknownProtocol,
+    Multicast,
+    /// A TCP segment of no known flow (answered with RST).
+    NoFlow,
+    BadOptions,
+    OutOfWindow,
+    /// PAWS: the timestamp is older than one already seen.
+    OldTimestamp,
+    BadAck,
+    PendingLimit,
+    HalfOpenLimit,
+    FlowLimit,
+    MappingLimit,
+    EchoLimit,
+    /// The buffers' memory budget is spent.
+    Memory,
+    /// More out-of-order ranges than a flow may keep.
+    Reassembly,
+    UnsolicitedReply,
+    ErrorRate,
+    /// An ICMP message other than echo request.
+    IcmpType,
+    /// Policy refused the flow.
+    Policy,
+    /// A socket refused a datagram.
+    SendFailed,
+}
+
+impl DropReason {
+    pub const ALL: [Self; 27] = [
+        Self::Truncated,
+        Self::BadHeader,
+        Self::BadChecksum,
+        Self::ForeignSource,
+        Self::Land,
+        Self::Fragment,
+        Self::SourceRoute,
+        Self::HopLimit,
+        Self::UnknownProtocol,
+        Self::Multicast,
+        Self::NoFlow,
+        Self::BadOptions,
+        Self::OutOfWindow,
+        Self::OldTimestamp,
+        Self::BadAck,
+        Self::PendingLimit,
+        Self::HalfOpenLimit,
+        Self::FlowLimit,
+        Self::MappingLimit,
+        Self::EchoLimit,
+        Self::Memory,
+        Self::Reassembly,
+        Self::UnsolicitedReply,
+        Self::ErrorRate,
+        Self::IcmpType,
+        Self::Policy,
+        Self::SendFailed,
+    ];
+
+    /// The fixed label of metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Truncated => "truncated",
+            Self::BadHeader => "bad-header",
+            Self::BadChecksum => "bad-checksum",
+            Self::ForeignSource => "foreign-source",
+            Self::Land => "land",
+            Self::Fragment => "fragment",
+            Self::SourceRoute => "source-route",
+            Self::HopLimit => "hop-limit",
+            Self::UnknownProtocol => "unknown-protocol",
+            Self::Multicast => "multicast",
+            Self::NoFlow => "no-flow",
+            Self::BadOptions => "bad-options",
+            Self::OutOfWindow => "out-of-window",
+            Self::OldTimestamp => "old-timestamp",
+            Self::BadAck => "bad-ack",
+            Self::PendingLimit => "pending-limit",
+            Self::HalfOpenLimit => "half-open-limit",
+            Self::FlowLimit => "flow-limit",
+            Self::MappingLimit => "mapping-limit",
+            Self::EchoLimit => "echo-limit",
+            Self::Memory => "memory",
+            Self::Reassembly => "reassembly",
+            Self::UnsolicitedReply => "unsolicited-reply",
+            Self::ErrorRate => "error-rate",
+            Self::IcmpType => "icmp-type",
+            Self::Policy => "policy",
+            Self::SendFailed => "send-failed",
+        }
+    }
+}
+
+/// Totals since the pod was attached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub packets_in: u64,
+    pub bytes_in: u64,
+    pub packets_out: u64,
+    pub bytes_out: u64,
+    pub tcp_opened: u64,
+    pub tcp_retransmits: u64,
+    pub challenge_acks: u64,
+    pub resets_sent: u64,
+    pub icmp_errors_sent: u64,
+    pub dns_answers: u64,
+    drops: [u64; DropReason::ALL.len()],
+}
+
+impl Counters {
+    pub(crate) fn drop(&mut self, reason: DropReason) {
+        self.drops[reason as usize] += 1;
+    }
+
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize]
+    }
+
+    /// Every reason that occurred, with its count.
+    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        DropReason::ALL
+            .into_iter()
+            .map(|reason| (reason, self.dropped(reason)))
+            .filter(|&(_, count)| count > 0)
+    }
+}

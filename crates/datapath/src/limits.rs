@@ -1,0 +1,55 @@
+//! What one pod may take. Every table of the datapath is bounded by one of these.
+
+use smoltcp::time::Duration;
+
+/// Bounds of one pod's stack. Counts are per pod; byte counts are stated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// TCP flows with state (half-open, established, closing).
+    pub flows: usize,
+    /// SYNs held while the decision or the upstream connect is pending.
+    pub pending: usize,
+    /// Flows whose SYN|ACK the pod has not acknowledged. A SYN flood to an open port fills this, not the descriptors.
+    pub half_open: usize,
+    /// TIME-WAIT records; the oldest gives way.
+    pub time_wait: usize,
+    /// UDP source ports with an outside mapping; the least recently used gives way.
+    pub udp_mappings: usize,
+    /// Remote peers of one UDP mapping.
+    pub udp_peers: usize,
+    /// ICMP echo identifiers in use.
+    pub echo_flows: usize,
+    /// Addresses with leased names.
+    pub leases: usize,
+    /// Bytes one TCP flow may hold towards the upstream (the receive window's ceiling).
+    pub receive_buffer: usize,
+    /// Bytes of packet buffers that all flows of a worker may hold before new data is refused.
+    pub memory: usize,
+    pub udp_idle: Duration,
+    /// Idle time of UDP flows to ports 53 and 123: one question, one answer.
+    pub udp_query_idle: Duration,
+    pub echo_idle: Duration,
+    /// ICMP errors and RSTs without a flow, a second; beyond it they are counted and not sent.
+    pub errors_per_second: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            flows: 10_000,
+            pending: 512,
+            half_open: 512,
+            time_wait: 4_096,
+            udp_mappings: 4_096,
+            udp_peers: 1_024,
+            echo_flows: 256,
+            leases: 4_096,
+            receive_buffer: 2 << 20,
+            memory: 256 << 20,
+            udp_idle: Duration::from_secs(180),
+            udp_query_idle: Duration::from_secs(10),
+            echo_idle: Duration::from_secs(30),
+            errors_per_second: 1_000,
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! One pod's stack: from packets of its TUN to actions on sockets and back.
+
+pub(crate) mod shared;
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::sync::Arc;
+
+use smoltcp::time::Instant;
+use tunproxy_policy::{DomainName, Permit, WorkloadPolicy};
+
+use crate::buffer::{PacketBuf, Pool};
+use crate::counters::{Counters, DropReason};
+use crate::echo::{Echo, EchoId};
+use crate::icmp::{self, Unreachable};
+use crate::key::{FlowId, KeyedState};
+use crate::limits::Limits;
+use crate::record::{CloseReason, FlowRecord};
+use crate::tcp::table::Tcp;
+use crate::udp::{MappingId, Udp};
+use crate::view::{self, Packet, Transport};
+
+pub(crate) use shared::Shared;
+
+/// What every call needs: the time, and the buffers of the worker that calls.
+pub struct Cx<'a> {
+    pub now: Instant,
+    pub pool: &'a mut Pool,
+}
+
+#[derive(Clone, Debug)]
+pub struct StackConfig {
+    /// The pod's own addresses: packets from others are dropped. Empty: any source passes (a TUN that routes for others).
+    pub addresses: Vec<IpAddr>,
+    /// The TUN's MTU, octets.
+    pub mtu: u16,
+    pub limits: Limits,
+    /// Resolvers whose answers bind names to flows.
+    pub resolvers: Arc<[IpAddr]>,
+    pub dns_alias: Option<DnsAlias>,
+    pub policy: Arc<WorkloadPolicy>,
+    /// Keys the flow tables and the initial sequence numbers; from the system's random source.
+    pub seed: [u8; 16],
+}
+
+/// An address that stands for a resolver which the pod could not reach itself (one on the node's loopback, say).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DnsAlias {
+    pub virtual_address: IpAddr,
+    pub resolver: SocketAddr,
+}
+
+/// Where a flow is to be connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// What the pod asked for.
+    pub destination: SocketAddr,
+    /// What a direct connection dials: the destination, or the resolver behind an alias.
+    pub dial: SocketAddr,
+    /// The name for upstreams that dial names.
+    pub name: Option<DomainName>,
+}
+
+/// Why an upstream connect failed. The pod is told in the same terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DialFailure {
+    Refused,
+    NetworkUnreachable,
+    HostUnreachable,
+    TimedOut,
+    /// The upstream itself misbehaved or refused to carry the flow.
+    Failed,
+    Unsupported,
+}
+
+impl DialFailure {
+    pub(crate) fn close_reason(self) -> CloseReason {
+        match self {
+            Self::Refused => CloseReason::Refused,
+            Self::NetworkUnreachable => CloseReason::NetworkUnreachable,
+            Self::HostUnreachable => CloseReason::HostUnreachable,
+            Self::TimedOut => CloseReason::TimedOut,
+            Self::Failed => CloseReason::UpstreamFailed,
+            Self::Unsupported => CloseReason::UpstreamUnsupported,
+        }
+    }
+}
+
+/// What the caller is to do with sockets.
+#[derive(Debug)]
+pub enum Action {
+    /// Connect a TCP flow; answer with [`Stack::upstream_connected`] or [`Stack::upstream_failed`].
+    Connect {
+        flow: FlowId,
+        permit: Permit,
+        target: Target,
+    },
+    /// Close the sending direction: the pod has sent its FIN and everything before it was written.
+    Shutdown {
+        flow: FlowId,
+    },
+    /// Forget the flow's socket, or its pending connect. `abort`: with a reset.
+    Close {
+        flow: FlowId,
+        abort: bool,
+    },
+    /// Open a UDP socket for a mapping; datagrams for it follow.
+    OpenMapping {
+        mapping: MappingId,
+        v6: bool,
+        permit: Permit,
+    },
+    CloseMapping {
+        mapping: MappingId,
+    },
+    /// Open an ICMP socket for echo requests to `destination`.
+    OpenEcho {
+        echo: EchoId,
+        destination: IpAddr,
+        permit: Permit,
+    },
+    CloseEcho {
+        echo: EchoId,
+    },
+    Record(Box<FlowRecord>),
+}
+
+/// What a packet asks of the caller beyond [`Action`]s; ranges index the packet's buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    Done,
+    /// Send the payload from the mapping's socket; in datagrams of `segment` octets where that is not zero.
+    Datagram {
+        mapping: MappingId,
+        destination: SocketAddr,
+        payload: Range<usize>,
+        segment: u16,
+    },
+    /// Send an echo request.
+    Echo {
+        echo: EchoId,
+        destination: IpAddr,
+        sequence: u16,
+        payload: Range<usize>,
+    },
+}
+
+/// A packet for the TUN in two parts: virtio, IP and transport headers, and the payload.
+#[derive(Debug)]
+pub struct Transmit<'a> {
+    pub head: &'a [u8],
+    pub payload: &'a [u8],
+}
+
+pub struct Stack {
+    pub(crate) shared: Shared,
+    pub(crate) tcp: Tcp,
+    udp: Udp,
+    echo: Echo,
+    /// The control packet that was handed out last; it stays until the next call.
+    current: Vec<u8>,
+}
+
+impl Stack {
+    pub fn new(config: StackConfig) -> Self {
+        let hasher = KeyedState::new(config.seed);
+        Self {
+            tcp: Tcp::new(&hasher, &config.limits),
+            udp: Udp::new(&hasher),
+            echo: Echo::new(&hasher),
+            shared: Shared::new(config, hasher),
+            current: Vec::new(),
+        }
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    /// TCP flows (pending ones included), UDP mappings and ICMP echo flows.
+    pub fn flow_counts(&self) -> (usize, usize, usize) {
+        (self.tcp.len(), self.udp.len(), self.echo.len())
+    }
+
+    // --- the pod's side ---
+
+    /// Takes a packet the pod sent. The buffer may be exchanged for another: large payloads are kept, not copied.
+    pub fn handle_packet(&mut self, cx: &mut Cx<'_>, buffer: &mut PacketBuf) -> Input {
+        let counters = &mut self.shared.counters;
+        counters.packets_in += 1;
+        counters.bytes_in += buffer.len.saturating_sub(crate::vnet::LEN) as u64;
+        let packet = match Packet::parse(buffer.bytes()) {
+            Ok(packet) => packet,
+            Err(reason) => {
+                counters.drop(reason);
+                return Input::Done;
+            }
+        };
+        match self.dispatch(cx, &packet, buffer) {
+            Ok(input) => input,
+            Err(reason) => {
+                self.shared.counters.drop(reason);
+                Input::Done
+            }
+        }
+    }
+
+    fn dispatch(
+        &mut self,
+        cx: &mut Cx<'_>,
+        packet: &Packet,
+        buffer: &mut PacketBuf,
+    ) -> Result<Input, DropReason> {
+        self.check_addresses(packet)?;
+        match packet.protocol {
+            Transport::Tcp => {
+                self.tcp.handle_packet(&mut self.shared, cx, packet, buffer).map(|()| Input::Done)
+            }
+            Transport::Udp => self.udp.handle_packet(&mut self.shared, cx.now, packet, buffer.bytes()),
+            Transport::IcmpV4 | Transport::IcmpV6 => {
+                self.echo.handle_packet(&mut self.shared, cx.now, packet, buffer.bytes())
+            }
+            Transport::Other(_) => {
+                self.shared.send_error(cx.now, Unreachable::Protocol, packet, buffer.bytes());
+                Err(DropReason::UnknownProtocol)
+            }
+        }
+    }
+
+    fn check_addresses(&self, packet: &Packet) -> Result<(), DropReason> {
+        let own = &self.shared.config.addresses;
+        if !own.is_empty() && !own.contains(&packet.source) {
+            return Err(DropReason::ForeignSource);
+        }
+        if !view::is_unicast(packet.destination) || !view::is_unicast(packet.source) {
+            return Err(DropReason::Multicast);
+        }
+        if packet.source == packet.destination || own.contains(&packet.destination) {
+            return Err(DropReason::Land);
+        }
+        Ok(())
+    }
+
+    /// The next packet for the TUN.
+    pub fn poll_transmit(&mut self, cx: &mut Cx<'_>) -> Option<Transmit<'_>> {
+        if let Some(packet) = self.shared.control.pop_front() {
+            self.current = packet;
+            self.shared.count_out(self.current.len());
+            return Some(Transmit { head: &self.current, payload: &[] });
+        }
+        self.tcp.poll_transmit(&mut self.shared, cx)
+    }
+
+    // --- the caller's side ---
+
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.shared.actions.pop_front()
+    }
+
+    /// The next flow that has octets for its upstream.
+    pub fn poll_uplink(&mut self) -> Option<FlowId> {
+        self.tcp.poll_uplink()
+    }
+
+    /// A flow whose [`Stack::downlink_room`] was nothing and is something now.
+    pub fn poll_resumed(&mut self) -> Option<FlowId> {
+        self.tcp.poll_resumed()
+    }
+
+    /// The octets that wait for the flow's upstream.
+    pub fn uplink(&self, flow: FlowId) -> impl Iterator<Item = &[u8]> {
+        self.tcp.uplink(flow)
+    }
+
+    /// `octets` of [`Stack::uplink`] were written.
+    pub fn uplink_sent(&mut self, cx: &mut Cx<'_>, flow: FlowId, octets: usize) {
+        self.tcp.uplink_sent(&mut self.shared, cx, flow, octets);
+    }
+
+    pub fn upstream_connected(&mut self, cx: &mut Cx<'_>, flow: FlowId, dialed: Option<SocketAddr>) {
+        self.tcp.upstream_connected(&mut self.shared, cx, flow, dialed);
+    }
+
+    pub fn upstream_failed(&mut self, cx: &mut Cx<'_>, flow: FlowId, failure: DialFailure) {
+        self.tcp.upstream_failed(&mut self.shared, cx, flow, failure);
+    }
+
+    /// How many octets may be read from the flow's upstream now. Where it is 0, the flow comes back from
+    /// [`Stack::poll_resumed`].
+    pub fn downlink_room(&mut self, cx: &Cx<'_>, flow: FlowId) -> usize {
+        self.tcp.downlink_room(cx, flow)
+    }
+
+    /// The first `len` octets of the buffer came from the flow's upstream.
+    pub fn downlink_data(&mut self, cx: &mut Cx<'_>, flow: FlowId, buffer: &mut PacketBuf, len: usize) {
+        self.tcp.downlink_data(&mut self.shared, cx, flow, buffer, len);
+    }
+
+    /// The upstream closed its sending direction.
+    pub fn downlink_eof(&mut self, cx: &mut Cx<'_>, flow: FlowId) {
+        self.tcp.downlink_eof(&mut self.shared, cx, flow);
+    }
+
+    /// The upstream reset the connection, or writing to it failed.
+    pub fn upstream_reset(&mut self, cx: &mut Cx<'_>, flow: FlowId) {
+        self.tcp.upstream_reset(&mut self.shared, cx, flow);
+    }
+
+    /// A datagram for a mapping. Returns its headers, or `None` if nothing of the pod asked for it.
+    pub fn udp_reply(
+        &mut self,
+        now: Instant,
+        mapping: MappingId,
+        from: SocketAddr,
+        payload: &[u8],
+    ) -> Option<&[u8]> {
+        let head = self.udp.reply(&mut self.shared, now, mapping, from, payload)?;
+        self.current.clear();
+        self.current.extend_from_slice(head.bytes());
+        self.shared.count_out(self.current.len() + payload.len());
+        Some(&self.current)
+    }
+
+    /// The outside answered a datagram of the mapping to `to` with an error.
+    pub fn udp_failed(&mut self, now: Instant, mapping: MappingId, to: SocketAddr, failure: DialFailure) {
+        self.udp.failed(&mut self.shared, now, mapping, to, failure);
+    }
+
+    /// The socket of a mapping could not be had.
+    pub fn mapping_failed(&mut self, now: Instant, mapping: MappingId) {
+        self.udp.close(&mut self.shared, now, mapping, CloseReason::Limit);
+    }
+
+    pub fn echo_reply(&mut self, now: Instant, echo: EchoId, sequence: u16, payload: &[u8]) {
+        self.echo.reply(&mut self.shared, now, echo, sequence, payload);
+    }
+
+    /// The socket of an echo flow could not be had, or sending on it failed.
+    pub fn echo_failed(&mut self, now: Instant, echo: EchoId, failure: DialFailure) {
+        self.echo.failed(&mut self.shared, now, echo, failure);
+    }
+
+    /// Puts another policy in force: what it no longer allows ends now.
+    pub fn set_policy(&mut self, cx: &mut Cx<'_>, policy: Arc<WorkloadPolicy>) {
+        self.shared.config.policy = policy;
+        self.tcp.reevaluate(&mut self.shared, cx);
+        self.udp.reevaluate(&mut self.shared, cx.now);
+        self.echo.reevaluate(&mut self.shared, cx.now);
+    }
+
+    /// Ends everything: the pod is gone or the agent stops.
+    pub fn close(&mut self, cx: &mut Cx<'_>) {
+        self.tcp.close_all(&mut self.shared, cx);
+        self.udp.close_all(&mut self.shared, cx.now);
+        self.echo.close_all(&mut self.shared, cx.now);
+    }
+
+    // --- time ---
+
+    /// When [`Stack::handle_timeout`] wants to be called.
+    pub fn poll_at(&self) -> Option<Instant> {
+        [self.tcp.poll_at(), self.udp.poll_at(), self.echo.poll_at()].into_iter().flatten().min()
+    }
+
+    pub fn handle_timeout(&mut self, cx: &mut Cx<'_>) {
+        self.tcp.handle_timeout(&mut self.shared, cx);
+        self.udp.handle_timeout(&mut self.shared, cx.now);
+        self.echo.handle_timeout(&mut self.shared, cx.now);
+    }
+}
+
+/// The error for a refused or failed packet.
+pub(crate) fn unreachable_for(failure: DialFailure) -> Option<Unreachable> {
+    match failure {
+        DialFailure::Refused => Some(Unreachable::Port),
+        DialFailure::NetworkUnreachable => Some(Unreachable::Network),
+        DialFailure::HostUnreachable => Some(Unreachable::Host),
+        DialFailure::TimedOut => None,
+        DialFailure::Failed | DialFailure::Unsupported => Some(Unreachable::Prohibited),
+    }
+}
+
+pub(crate) use icmp::may_answer;

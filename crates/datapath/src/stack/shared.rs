@@ -1,0 +1,293 @@
+//! What the protocols of one stack share: configuration, leases, and what goes out.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+
+use smoltcp::time::Instant;
+use tunproxy_policy::{Decision, FlowQuery, Permit, Protocol, Refusal};
+
+use super::{Action, StackConfig, Target, may_answer};
+use crate::counters::{Counters, DropReason};
+use crate::dns::{self, Answer};
+use crate::icmp::{self, Unreachable};
+use crate::key::KeyedState;
+use crate::lease::Leases;
+use crate::record::{CloseReason, FlowRecord, NameSource, Outcome};
+use crate::view::Packet;
+
+/// Control packets (errors, resets) that may wait for the TUN.
+const MAX_CONTROL: usize = 1_024;
+
+pub(crate) struct Shared {
+    pub(crate) config: StackConfig,
+    pub(crate) hasher: KeyedState,
+    pub(crate) leases: Leases,
+    pub(crate) counters: Counters,
+    pub(crate) actions: VecDeque<Action>,
+    pub(crate) control: VecDeque<Vec<u8>>,
+    errors: Budget,
+    challenges: Budget,
+}
+
+impl Shared {
+    pub(crate) fn new(config: StackConfig, hasher: KeyedState) -> Self {
+        let rate = config.limits.errors_per_second;
+        Self {
+            leases: Leases::new(hasher.clone(), config.limits.leases),
+            config,
+            hasher,
+            counters: Counters::default(),
+            actions: VecDeque::new(),
+            control: VecDeque::new(),
+            errors: Budget::new(rate),
+            challenges: Budget::new(rate),
+        }
+    }
+
+    pub(crate) fn count_out(&mut self, octets: usize) {
+        self.counters.packets_out += 1;
+        self.counters.bytes_out += (octets - crate::vnet::LEN) as u64;
+    }
+
+    /// Asks policy about a flow, with the names leased for its destination.
+    pub(crate) fn decide(&self, now: Instant, protocol: Protocol, destination: SocketAddr) -> Decision {
+        let names = self.leases.names(now, destination.ip());
+        self.config.policy.decide(&FlowQuery {
+            protocol,
+            destination: destination.ip(),
+            port: destination.port(),
+            names: &names,
+        })
+    }
+
+    /// Asks policy again about a flow that lives under `permit`: the name it has is the name it keeps.
+    pub(crate) fn still_allowed(
+        &self,
+        permit: &Permit,
+        protocol: Protocol,
+        destination: SocketAddr,
+    ) -> Result<Permit, Refusal> {
+        let names = permit.name().cloned().map_or_else(Vec::new, |name| vec![name]);
+        let query =
+            FlowQuery { protocol, destination: destination.ip(), port: destination.port(), names: &names };
+        settle(self.config.policy.decide(&query))
+    }
+
+    /// Where a permitted flow is connected.
+    pub(crate) fn target(&self, permit: &Permit, destination: SocketAddr) -> Target {
+        Target { destination, dial: self.dial_address(destination), name: permit.name().cloned() }
+    }
+
+    /// What a direct connection dials.
+    pub(crate) fn dial_address(&self, destination: SocketAddr) -> SocketAddr {
+        match self.config.dns_alias {
+            Some(alias) if alias.virtual_address == destination.ip() && destination.port() == 53 => {
+                alias.resolver
+            }
+            _ => destination,
+        }
+    }
+
+    /// Whether answers of this resolver bind names.
+    pub(crate) fn is_trusted_resolver(&self, destination: SocketAddr) -> bool {
+        let address = destination.ip();
+        destination.port() == 53
+            && (self.config.resolvers.contains(&address)
+                || self.config.dns_alias.is_some_and(|alias| alias.virtual_address == address))
+    }
+
+    pub(crate) fn learn(&mut self, now: Instant, answer: &Answer) {
+        self.counters.dns_answers += 1;
+        self.leases.learn(now, answer);
+    }
+
+    /// Learns from a trusted resolver's datagram.
+    pub(crate) fn observe_dns(&mut self, now: Instant, message: &[u8]) {
+        if let Some(answer) = dns::read_answer(message) {
+            self.learn(now, &answer);
+        }
+    }
+
+    /// Queues a packet that belongs to no flow. What finds no room is counted: the pod makes them faster than it reads.
+    pub(crate) fn send_control(&mut self, packet: Vec<u8>) {
+        if self.control.len() < MAX_CONTROL {
+            self.control.push_back(packet);
+        } else {
+            self.counters.drop(DropReason::ErrorRate);
+        }
+    }
+
+    /// Answers `packet` with an ICMP error, within the rate.
+    pub(crate) fn send_error(&mut self, now: Instant, kind: Unreachable, packet: &Packet, bytes: &[u8]) {
+        if may_answer(packet, bytes) && self.allow_error(now) {
+            self.counters.icmp_errors_sent += 1;
+            self.send_control(icmp::error(kind, packet, bytes));
+        }
+    }
+
+    pub(crate) fn allow_error(&mut self, now: Instant) -> bool {
+        let allowed = self.errors.take(now);
+        if !allowed {
+            self.counters.drop(DropReason::ErrorRate);
+        }
+        allowed
+    }
+
+    pub(crate) fn allow_challenge(&mut self, now: Instant) -> bool {
+        let allowed = self.challenges.take(now);
+        self.counters.challenge_acks += u64::from(allowed);
+        allowed
+    }
+
+    pub(crate) fn record(&mut self, record: FlowRecord) {
+        self.actions.push_back(Action::Record(Box::new(record)));
+    }
+
+    /// Records a flow that policy refused at its start.
+    pub(crate) fn record_refusal(
+        &mut self,
+        now: Instant,
+        protocol: Protocol,
+        source: SocketAddr,
+        destination: SocketAddr,
+        refusal: Refusal,
+    ) {
+        let name_source = refusal.name.as_ref().map(|_| NameSource::Dns);
+        self.record(FlowRecord {
+            start: now,
+            end: now,
+            protocol,
+            source,
+            destination,
+            name: refusal.name,
+            name_source,
+            outcome: Outcome::Denied(refusal.reason),
+            rule: refusal.rule,
+            upstream: None,
+            dialed: None,
+            bytes_sent: 0,
+            bytes_received: 0,
+            packets_sent: 1,
+            packets_received: 0,
+            connect_micros: None,
+            close: CloseReason::Denied,
+        });
+    }
+
+    /// Records the end of a permitted flow of a protocol without connections.
+    pub(crate) fn record_usage(
+        &mut self,
+        now: Instant,
+        protocol: Protocol,
+        ends: (SocketAddr, SocketAddr),
+        permit: &Permit,
+        usage: &Usage,
+        close: CloseReason,
+    ) {
+        let dialed = permit.upstream().is_direct().then(|| self.target(permit, ends.1).dial);
+        self.record(FlowRecord {
+            start: usage.start,
+            end: now,
+            protocol,
+            source: ends.0,
+            destination: ends.1,
+            name: permit.name().cloned(),
+            name_source: permit.name().map(|_| NameSource::Dns),
+            outcome: Outcome::Allowed(permit.verdict()),
+            rule: permit.rule().clone(),
+            upstream: Some(permit.upstream().clone()),
+            dialed,
+            bytes_sent: usage.bytes_sent,
+            bytes_received: usage.bytes_received,
+            packets_sent: usage.packets_sent,
+            packets_received: usage.packets_received,
+            connect_micros: None,
+            close,
+        });
+    }
+}
+
+/// What passed on a flow of a protocol without connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Usage {
+    pub(crate) start: Instant,
+    pub(crate) last: Instant,
+    pub(crate) bytes_sent: u64,
+    pub(crate) bytes_received: u64,
+    pub(crate) packets_sent: u64,
+    pub(crate) packets_received: u64,
+}
+
+impl Usage {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { start: now, last: now, bytes_sent: 0, bytes_received: 0, packets_sent: 0, packets_received: 0 }
+    }
+
+    pub(crate) fn sent(&mut self, now: Instant, octets: usize) {
+        self.last = now;
+        self.packets_sent += 1;
+        self.bytes_sent += octets as u64;
+    }
+
+    pub(crate) fn received(&mut self, now: Instant, octets: usize) {
+        self.last = now;
+        self.packets_received += 1;
+        self.bytes_received += octets as u64;
+    }
+}
+
+/// Takes the strictest reading of a decision: without octets that show a name there is nothing else to go by.
+pub(crate) fn settle(decision: Decision) -> Result<Permit, Refusal> {
+    match decision {
+        Decision::Allow(permit) => Ok(permit),
+        Decision::Deny(refusal) => Err(refusal),
+        Decision::ByName { fallback, .. } => settle(*fallback),
+    }
+}
+
+/// What is the pod's address without its port.
+pub(crate) fn host(address: IpAddr) -> SocketAddr {
+    SocketAddr::new(address, 0)
+}
+
+/// A token bucket: `rate` a second, at most a second's worth at once.
+#[derive(Debug)]
+struct Budget {
+    rate: u32,
+    /// Millionths of a token.
+    tokens: u64,
+    filled: Option<Instant>,
+}
+
+impl Budget {
+    fn new(rate: u32) -> Self {
+        Self { rate, tokens: u64::from(rate) * 1_000_000, filled: None }
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let full = u64::from(self.rate) * 1_000_000;
+        let elapsed = self.filled.map_or(0, |filled| (now - filled).total_micros());
+        self.filled = Some(now);
+        self.tokens = self.tokens.saturating_add(elapsed.saturating_mul(u64::from(self.rate))).min(full);
+        let allowed = self.tokens >= 1_000_000;
+        if allowed {
+            self.tokens -= 1_000_000;
+        }
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smoltcp::time::Duration;
+
+    #[test]
+    fn a_budget_gives_its_rate_and_no_more() {
+        let mut budget = Budget::new(10);
+        let start = Instant::from_secs(0);
+        assert_eq!((0..100).filter(|_| budget.take(start)).count(), 10);
+        let later = start + Duration::from_millis(500);
+        assert_eq!((0..100).filter(|_| budget.take(later)).count(), 5);
+    }
+}

@@ -1,0 +1,488 @@
+//! One connection's state machine (RFC 9293 3.10), seen from the side that stands in for the remote end.
+
+use smoltcp::time::{Duration, Instant};
+
+use super::recv::{Accepted, Receiver};
+use super::segment::{Options, Outgoing, Segment, TIMESTAMP_LEN, Timestamp};
+use super::send::{Expiry, Piece, Sender};
+use super::seq::Seq;
+use super::{MIN_MSS, WINDOW_SCALE};
+use crate::buffer::{PacketBuf, Pool};
+use crate::counters::DropReason;
+
+/// SYN|ACKs sent again before the half-open flow is given up (Linux: tcp_synack_retries).
+const SYN_ACK_RETRIES: u8 = 5;
+const SYN_ACK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// RFC 9293 3.8.4: keepalives are sent after two hours of silence, not before.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(7_200);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(75);
+const KEEPALIVE_PROBES: u8 = 9;
+
+/// One answer to segments outside the window per flow and this time (Linux: tcp_invalid_ratelimit).
+const INVALID_ACK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// RFC 7323 5.5: a timestamp older than this no longer says anything about order.
+const TIMESTAMP_VALID: Duration = Duration::from_secs(24 * 24 * 3_600);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    SynReceived,
+    Established,
+    FinWait1,
+    FinWait2,
+    CloseWait,
+    Closing,
+    LastAck,
+    TimeWait,
+    Closed,
+}
+
+/// What the pod's SYN asked for; kept while it is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Syn {
+    pub(crate) seq: Seq,
+    pub(crate) window: u16,
+    pub(crate) options: Options,
+}
+
+/// What is known of the link the flow runs over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Link {
+    /// Octets of TCP payload that fit the link's MTU without options.
+    pub(crate) mss: u16,
+    /// The MSS of a pod that names none (RFC 9293 3.7.1).
+    pub(crate) default_mss: u16,
+    pub(crate) receive_buffer: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Timestamps {
+    /// TS.Recent and when it was taken.
+    recent: u32,
+    recent_at: Instant,
+    offset: u32,
+}
+
+/// What a segment or a timer led to. The stack acts on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Events {
+    pub(crate) established: bool,
+    /// Octets for the upstream arrived.
+    pub(crate) data: bool,
+    /// The pod closed its direction.
+    pub(crate) fin: bool,
+    /// The pod reset the connection.
+    pub(crate) reset: bool,
+    /// The pod does not answer.
+    pub(crate) silent: bool,
+    /// The window may have opened.
+    pub(crate) acked: bool,
+    /// The segment deserves a challenge ACK, if the limit allows one.
+    pub(crate) challenge: bool,
+    /// The segment is answered with a RST that bears this sequence number.
+    pub(crate) answer_reset: Option<u32>,
+    pub(crate) dropped: Option<DropReason>,
+}
+
+impl Events {
+    fn dropped(reason: DropReason) -> Self {
+        Self { dropped: Some(reason), ..Self::default() }
+    }
+
+    fn challenge(reason: DropReason) -> Self {
+        Self { challenge: true, ..Self::dropped(reason) }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Flow {
+    state: State,
+    iss: Seq,
+    irs: Seq,
+    pub(crate) sender: Sender,
+    pub(crate) receiver: Receiver,
+    timestamps: Option<Timestamps>,
+    sack: bool,
+    scaled: bool,
+    our_mss: u16,
+    last_ack_sent: Seq,
+    ack_now: bool,
+    probe_now: bool,
+    syn_ack_now: bool,
+    syn_acks: u8,
+    syn_ack_at: Option<Instant>,
+    heard: Instant,
+    keepalives: u8,
+    invalid_ack_at: Option<Instant>,
+}
+
+impl Flow {
+    /// The upstream has connected: answers `syn`. `iss` is ours, `offset` hides the clock in our timestamps.
+    pub(crate) fn accept(now: Instant, syn: &Syn, link: Link, iss: Seq, offset: u32) -> Self {
+        let options = &syn.options;
+        let timestamps = options.timestamp.map(|ts| Timestamps { recent: ts.value, recent_at: now, offset });
+        let scaled = options.window_scale.is_some();
+        let asked = options.mss.unwrap_or(link.default_mss).max(MIN_MSS);
+        let taken = if timestamps.is_some() { TIMESTAMP_LEN } else { 0 };
+        let mss = asked.min(link.mss).saturating_sub(taken).max(1);
+        let scale = options.window_scale.unwrap_or(0);
+        Self {
+            state: State::SynReceived,
+            iss,
+            irs: syn.seq,
+            sender: Sender::new(iss + 1, syn.seq, mss, scale, syn.window),
+            receiver: Receiver::new(syn.seq + 1, if scaled { WINDOW_SCALE } else { 0 }, link.receive_buffer),
+            timestamps,
+            sack: options.sack_permitted,
+            scaled,
+            our_mss: link.mss,
+            last_ack_sent: syn.seq + 1,
+            ack_now: false,
+            probe_now: false,
+            syn_ack_now: true,
+            syn_acks: 0,
+            syn_ack_at: None,
+            heard: now,
+            keepalives: 0,
+            invalid_ack_at: None,
+        }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.state
+    }
+
+    pub(crate) fn ts_recent(&self) -> Option<u32> {
+        self.timestamps.map(|timestamps| timestamps.recent)
+    }
+
+    /// A challenge ACK was allowed, or an acknowledgment is due.
+    pub(crate) fn acknowledge_now(&mut self) {
+        self.ack_now = true;
+    }
+
+    /// The upstream took octets: tell the pod of the room, if it matters. Returns whether there is something to send.
+    pub(crate) fn uplink_drained(&mut self, pool: &mut Pool, octets: usize) -> bool {
+        self.receiver.drain(pool, octets);
+        if self.receiver.wants_update(self.our_mss) && self.state != State::SynReceived {
+            self.ack_now = true;
+        }
+        self.ack_now
+    }
+
+    // --- segments ---
+
+    pub(crate) fn handle(
+        &mut self,
+        now: Instant,
+        pool: &mut Pool,
+        buffer: &mut PacketBuf,
+        segment: &Segment,
+    ) -> Events {
+        if let Some(events) = self.screen(now, segment) {
+            return events;
+        }
+        let Some(ack) = segment.ack else {
+            return Events::dropped(DropReason::BadAck);
+        };
+        let mut events = match self.check_ack(segment, ack) {
+            Ok(events) => events,
+            Err(events) => return events,
+        };
+        self.heard = now;
+        self.keepalives = 0;
+        self.take_timestamp(now, segment);
+        self.take_ack(now, pool, segment, ack, &mut events);
+        self.take_payload(pool, buffer, segment, &mut events);
+        events
+    }
+
+    /// RFC 9293 3.10.7.4 up to the ACK: PAWS, sequence, RST, SYN. `Some`: the segment goes no further.
+    fn screen(&mut self, now: Instant, segment: &Segment) -> Option<Events> {
+        if self.is_old_timestamp(now, segment) {
+            self.acknowledge_invalid(now, segment);
+            return Some(Events::dropped(DropReason::OldTimestamp));
+        }
+        if self.state == State::SynReceived && segment.syn && !segment.rst && segment.seq == self.irs {
+            // The SYN again: our SYN|ACK was lost or is late.
+            self.syn_ack_now = segment.ack.is_none();
+            return Some(Events::default());
+        }
+        if !self.receiver.is_acceptable(segment) {
+            if segment.syn && !segment.rst {
+                return Some(Events::challenge(DropReason::OutOfWindow));
+            }
+            if !segment.rst {
+                self.note_duplicate(segment);
+                self.acknowledge_invalid(now, segment);
+            }
+            return Some(Events::dropped(DropReason::OutOfWindow));
+        }
+        if segment.rst {
+            // RFC 5961 3.2: only the exact sequence number resets.
+            return Some(if segment.seq == self.receiver.nxt() {
+                self.state = State::Closed;
+                Events { reset: true, ..Events::default() }
+            } else {
+                Events::challenge(DropReason::OutOfWindow)
+            });
+        }
+        // RFC 5961 4.2.
+        segment.syn.then(|| Events::challenge(DropReason::OutOfWindow))
+    }
+
+    fn is_old_timestamp(&self, now: Instant, segment: &Segment) -> bool {
+        let (Some(ours), Some(theirs)) = (&self.timestamps, segment.options.timestamp) else { return false };
+        let older = (theirs.value.wrapping_sub(ours.recent) as i32) < 0;
+        older && !segment.rst && now - ours.recent_at < TIMESTAMP_VALID
+    }
+
+    fn note_duplicate(&mut self, segment: &Segment) {
+        if self.sack && !segment.payload.is_empty() && segment.end().at_or_before(self.receiver.nxt()) {
+            self.receiver.report_duplicate(segment.seq, segment.seq + segment.payload.len() as u32);
+        }
+    }
+
+    /// Answers a segment that was not acceptable: with data at once (its sender waits for the ACK), else at most twice
+    /// a second, so that two ends that disagree do not answer each other for ever.
+    fn acknowledge_invalid(&mut self, now: Instant, segment: &Segment) {
+        if segment.payload.is_empty() && !segment.fin {
+            if self.invalid_ack_at.is_some_and(|at| now - at < INVALID_ACK_INTERVAL) {
+                return;
+            }
+            self.invalid_ack_at = Some(now);
+        }
+        if self.state == State::SynReceived {
+            self.syn_ack_now = true;
+        } else {
+            self.ack_now = true;
+        }
+    }
+
+    /// RFC 9293 3.10.7.4, fifth, with RFC 5961 5.2.
+    fn check_ack(&mut self, segment: &Segment, ack: Seq) -> Result<Events, Events> {
+        if self.state == State::SynReceived {
+            return if ack == self.iss + 1 {
+                self.establish(segment);
+                Ok(Events { established: true, ..Events::default() })
+            } else {
+                Err(Events { answer_reset: Some(ack.0), ..Events::dropped(DropReason::BadAck) })
+            };
+        }
+        let oldest = Seq(self.sender.una().0.wrapping_sub(self.sender.max_window()));
+        if ack.after(self.sender.sent_up_to()) || ack.before(oldest) {
+            return Err(Events::challenge(DropReason::BadAck));
+        }
+        Ok(Events::default())
+    }
+
+    fn establish(&mut self, segment: &Segment) {
+        self.state = State::Established;
+        self.syn_ack_at = None;
+        self.syn_ack_now = false;
+        // RFC 9293: the window of this segment is the first scaled one.
+        self.sender.first_window(segment);
+    }
+
+    fn take_timestamp(&mut self, now: Instant, segment: &Segment) {
+        let (Some(ours), Some(theirs)) = (&mut self.timestamps, segment.options.timestamp) else { return };
+        if segment.seq.at_or_before(self.last_ack_sent) {
+            ours.recent = theirs.value;
+            ours.recent_at = now;
+        }
+    }
+
+    fn take_ack(&mut self, now: Instant, pool: &mut Pool, segment: &Segment, ack: Seq, events: &mut Events) {
+        let same_window = self.sender.is_same_window(segment);
+        let pure = segment.payload.is_empty() && !segment.fin && same_window;
+        if self.sender.acknowledge(now, pool, ack, segment, pure) {
+            events.acked = true;
+        }
+        if !same_window && ack.at_or_after(self.sender.una()) {
+            events.acked = true;
+        }
+        self.sender.update_window(segment, ack);
+        if self.sender.is_fin_acked() {
+            self.state = match self.state {
+                State::FinWait1 => State::FinWait2,
+                State::Closing => State::TimeWait,
+                State::LastAck => State::Closed,
+                other => other,
+            };
+        }
+    }
+
+    fn take_payload(
+        &mut self,
+        pool: &mut Pool,
+        buffer: &mut PacketBuf,
+        segment: &Segment,
+        events: &mut Events,
+    ) {
+        if segment.payload.is_empty() && !segment.fin {
+            return;
+        }
+        self.ack_now = true;
+        match self.state {
+            State::Established | State::FinWait1 | State::FinWait2 => {}
+            // The pod had closed this direction; nothing more can be in order.
+            State::SynReceived
+            | State::CloseWait
+            | State::Closing
+            | State::LastAck
+            | State::TimeWait
+            | State::Closed => {
+                return;
+            }
+        }
+        match self.receiver.accept(pool, buffer, segment) {
+            Accepted::InOrder(_) => events.data = true,
+            Accepted::OutOfOrder | Accepted::Duplicate => {}
+            Accepted::Refused(reason) => events.dropped = Some(reason),
+        }
+        if self.receiver.is_closed() {
+            events.fin = true;
+            self.state = match self.state {
+                State::Established => State::CloseWait,
+                State::FinWait1 => State::Closing,
+                State::FinWait2 => State::TimeWait,
+                other => other,
+            };
+        }
+    }
+
+    // --- what goes out ---
+
+    /// The next segment, if any; its payload is [`Sender::piece_bytes`] of the piece.
+    pub(crate) fn poll(&mut self, now: Instant, limit: usize) -> Option<(Outgoing, Option<Piece>)> {
+        match self.state {
+            State::SynReceived => return self.poll_syn_ack(now).map(|outgoing| (outgoing, None)),
+            State::Closed => return None,
+            State::Established | State::FinWait1 | State::FinWait2 => {}
+            State::CloseWait | State::Closing | State::LastAck | State::TimeWait => {}
+        }
+        if self.probe_now {
+            self.probe_now = false;
+            let seq = Seq(self.sender.una().0.wrapping_sub(1));
+            return Some((self.outgoing(now, seq), None));
+        }
+        if let Some(piece) = self.sender.next_piece(now, limit) {
+            if piece.fin {
+                self.fin_sent();
+            }
+            let mut outgoing = self.outgoing(now, piece.seq);
+            outgoing.psh = piece.psh;
+            outgoing.fin = piece.fin;
+            outgoing.payload_len = piece.len;
+            outgoing.mss = self.sender.mss();
+            return Some((outgoing, Some(piece)));
+        }
+        self.ack_now.then(|| {
+            let seq = self.sender.sent_up_to();
+            let mut outgoing = self.outgoing(now, seq);
+            if self.sack {
+                outgoing.options.sack = self.receiver.sack_blocks();
+            }
+            (outgoing, None)
+        })
+    }
+
+    fn fin_sent(&mut self) {
+        self.state = match self.state {
+            State::Established => State::FinWait1,
+            State::CloseWait => State::LastAck,
+            other => other,
+        };
+    }
+
+    fn poll_syn_ack(&mut self, now: Instant) -> Option<Outgoing> {
+        if !self.syn_ack_now {
+            return None;
+        }
+        self.syn_ack_now = false;
+        if self.syn_ack_at.is_none() {
+            self.syn_ack_at = Some(now + SYN_ACK_TIMEOUT);
+        }
+        let mut outgoing =
+            Outgoing::new(self.iss, Some(self.receiver.nxt()), self.receiver.advertise_unscaled());
+        outgoing.syn = true;
+        outgoing.options = Options {
+            mss: Some(self.our_mss),
+            window_scale: self.scaled.then_some(WINDOW_SCALE),
+            sack_permitted: self.sack,
+            timestamp: self.timestamp(now),
+            ..Options::NONE
+        };
+        Some(outgoing)
+    }
+
+    fn outgoing(&mut self, now: Instant, seq: Seq) -> Outgoing {
+        self.ack_now = false;
+        self.last_ack_sent = self.receiver.nxt();
+        let window = self.receiver.advertise(self.our_mss);
+        let mut outgoing = Outgoing::new(seq, Some(self.receiver.nxt()), window);
+        outgoing.options.timestamp = self.timestamp(now);
+        outgoing
+    }
+
+    fn timestamp(&self, now: Instant) -> Option<Timestamp> {
+        self.timestamps.map(|ts| Timestamp {
+            value: (now.total_millis() as u32).wrapping_add(ts.offset),
+            echo: ts.recent,
+        })
+    }
+
+    /// The segment that resets the pod's end.
+    pub(crate) fn reset(&mut self, pool: &mut Pool) -> Outgoing {
+        self.state = State::Closed;
+        self.sender.clear(pool);
+        let mut outgoing = Outgoing::new(self.sender.sent_up_to(), Some(self.receiver.nxt()), 0);
+        outgoing.rst = true;
+        outgoing
+    }
+
+    pub(crate) fn clear(&mut self, pool: &mut Pool) {
+        self.sender.clear(pool);
+        self.receiver.clear(pool);
+    }
+
+    // --- time ---
+
+    pub(crate) fn poll_at(&self) -> Option<Instant> {
+        if self.state == State::SynReceived {
+            return self.syn_ack_at;
+        }
+        let keepalive = self.heard + KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * u32::from(self.keepalives);
+        Some(self.sender.poll_at().map_or(keepalive, |at| at.min(keepalive)))
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Events {
+        let silent = Events { silent: true, ..Events::default() };
+        if self.state == State::SynReceived {
+            if self.syn_ack_at.is_some_and(|at| at <= now) {
+                self.syn_acks += 1;
+                if self.syn_acks > SYN_ACK_RETRIES {
+                    return silent;
+                }
+                self.syn_ack_now = true;
+                self.syn_ack_at = Some(now + SYN_ACK_TIMEOUT * (1 << self.syn_acks));
+            }
+            return Events::default();
+        }
+        match self.sender.handle_timeout(now) {
+            Expiry::None | Expiry::Transmit => {}
+            Expiry::Probe => self.probe_now = true,
+            Expiry::GiveUp => return silent,
+        }
+        let keepalive = self.heard + KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * u32::from(self.keepalives);
+        if keepalive <= now {
+            self.keepalives += 1;
+            if self.keepalives > KEEPALIVE_PROBES {
+                return silent;
+            }
+            self.probe_now = true;
+        }
+        Events::default()
+    }
+}

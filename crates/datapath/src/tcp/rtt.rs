@@ -1,0 +1,82 @@
+//! The retransmission time-out (RFC 6298).
+
+use smoltcp::time::Duration;
+
+/// The floor under the variance term: a delayed ACK of the pod (Linux: up to 200 ms) is not a loss.
+const MIN_VARIANCE: Duration = Duration::from_millis(200);
+const MAX_RTO: Duration = Duration::from_secs(120);
+const INITIAL_RTO: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug)]
+pub(crate) struct RttEstimator {
+    /// Microseconds; `None` before the first sample.
+    smoothed: Option<u32>,
+    variance: u32,
+    backoff: u8,
+}
+
+impl RttEstimator {
+    pub(crate) fn new() -> Self {
+        Self { smoothed: None, variance: 0, backoff: 0 }
+    }
+
+    /// Takes a measured round trip of a segment that was sent once (Karn).
+    pub(crate) fn sample(&mut self, rtt: Duration) {
+        let rtt = rtt.total_micros().min(u64::from(u32::MAX / 16)) as u32;
+        match self.smoothed {
+            None => {
+                self.smoothed = Some(rtt);
+                self.variance = rtt / 2;
+            }
+            Some(smoothed) => {
+                self.variance = self.variance - self.variance / 4 + smoothed.abs_diff(rtt) / 4;
+                self.smoothed = Some(smoothed - smoothed / 8 + rtt / 8);
+            }
+        }
+    }
+
+    pub(crate) fn rto(&self) -> Duration {
+        let base = match self.smoothed {
+            None => INITIAL_RTO,
+            Some(smoothed) => {
+                let variance = Duration::from_micros(u64::from(self.variance) * 4);
+                Duration::from_micros(u64::from(smoothed)) + variance.max(MIN_VARIANCE)
+            }
+        };
+        Duration::from_micros(base.total_micros() << self.backoff.min(10)).min(MAX_RTO)
+    }
+
+    pub(crate) fn back_off(&mut self) {
+        self.backoff = self.backoff.saturating_add(1);
+    }
+
+    pub(crate) fn backoff(&self) -> u8 {
+        self.backoff
+    }
+
+    /// New data was acknowledged.
+    pub(crate) fn reset_backoff(&mut self) {
+        self.backoff = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_second_before_a_sample_then_the_floor_and_doubling() {
+        let mut rtt = RttEstimator::new();
+        assert_eq!(rtt.rto(), Duration::from_secs(1));
+        rtt.sample(Duration::from_micros(100));
+        assert_eq!(rtt.rto(), Duration::from_micros(200_100));
+        rtt.back_off();
+        assert_eq!(rtt.rto(), Duration::from_micros(400_200));
+        for _ in 0..30 {
+            rtt.back_off();
+        }
+        assert_eq!(rtt.rto(), MAX_RTO);
+        rtt.reset_backoff();
+        assert_eq!(rtt.rto(), Duration::from_micros(200_100));
+    }
+}

@@ -1,0 +1,724 @@
+//! The TCP flows of one stack: held SYNs, connections, and what remains of them.
+//!
+//! A flow's life: SYN -> policy -> [`Action::Connect`] (the SYN is held) -> the upstream connected -> SYN|ACK ->
+//! relay -> closed from either side, or both. A refused, unreachable or silent upstream is mirrored to the pod.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+
+use slab::Slab;
+use smoltcp::time::{Duration, Instant};
+use tunproxy_policy::{Decision, Permit, Protocol, Refusal};
+
+use super::flow::{Events, Flow, Link, State, Syn};
+use super::segment::{Outgoing, Segment};
+use super::seq::Seq;
+use super::slot::{Body, Held, Meta, Open, Slot, Upstream};
+use super::time_wait::{Record, TimeWait, Verdict};
+use crate::buffer::PacketBuf;
+use crate::counters::DropReason;
+use crate::emit::Head;
+use crate::icmp::{self, Unreachable};
+use crate::key::{Ends, FlowId, KeyedState};
+use crate::limits::Limits;
+use crate::record::CloseReason;
+use crate::stack::{Action, Cx, DialFailure, Shared, Transmit};
+use crate::timer::Timers;
+use crate::view::{self, Packet};
+
+/// Octets of an IP packet; a super-segment's payload and headers fit in it.
+const MAX_PACKET: usize = 65_535;
+
+/// Octets kept for one flow towards the pod, whatever window the pod offers.
+const SEND_CEILING: usize = 4 << 20;
+
+/// A closed connection whose last octets the upstream does not take is cut after this.
+const LINGER: Duration = Duration::from_secs(60);
+
+pub(crate) struct Tcp {
+    slots: Slab<Box<Slot>>,
+    by_ends: HashMap<Ends, u32, KeyedState>,
+    time_wait: TimeWait,
+    timers: Timers<FlowId>,
+    /// Flows that may have something to transmit.
+    dirty: VecDeque<FlowId>,
+    uplinks: VecDeque<FlowId>,
+    resumed: VecDeque<FlowId>,
+    /// Headers of the packet handed out last.
+    head: Option<Head>,
+    pending: usize,
+    half_open: usize,
+    generation: u32,
+}
+
+/// How the upstream's side of a flow is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leave {
+    /// Both directions are done, or the upstream is gone already.
+    Close,
+    Abort,
+}
+
+impl Tcp {
+    pub(crate) fn new(hasher: &KeyedState, limits: &Limits) -> Self {
+        Self {
+            slots: Slab::new(),
+            by_ends: HashMap::with_hasher(hasher.clone()),
+            time_wait: TimeWait::new(hasher.clone(), limits.time_wait),
+            timers: Timers::new(),
+            dirty: VecDeque::new(),
+            uplinks: VecDeque::new(),
+            resumed: VecDeque::new(),
+            head: None,
+            pending: 0,
+            half_open: 0,
+            generation: 0,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    fn slot(&self, id: FlowId) -> Option<&Slot> {
+        self.slots.get(id.slot as usize).map(|slot| &**slot).filter(|slot| slot.id == id)
+    }
+
+    fn slot_mut(&mut self, id: FlowId) -> Option<&mut Slot> {
+        self.slots.get_mut(id.slot as usize).map(|slot| &mut **slot).filter(|slot| slot.id == id)
+    }
+
+    fn open_mut(&mut self, id: FlowId) -> Option<&mut Open> {
+        self.slot_mut(id).and_then(Slot::open_mut)
+    }
+
+    // --- packets of the pod ---
+
+    pub(crate) fn handle_packet(
+        &mut self,
+        sh: &mut Shared,
+        cx: &mut Cx<'_>,
+        packet: &Packet,
+        buffer: &mut PacketBuf,
+    ) -> Result<(), DropReason> {
+        let (ends, segment) = {
+            let tcp = view::tcp(packet, buffer.bytes())?;
+            let pod = SocketAddr::new(packet.source, tcp.src_port());
+            let remote = SocketAddr::new(packet.destination, tcp.dst_port());
+            (Ends { pod, remote }, Segment::new(&tcp, packet.transport.start, packet.transport.len()))
+        };
+        let Some(&slot) = self.by_ends.get(&ends) else {
+            return self.handle_unknown(sh, cx, ends, &segment);
+        };
+        let slot = &mut self.slots[slot as usize];
+        slot.meta.packets_sent += 1;
+        let id = slot.id;
+        match &mut slot.body {
+            Body::Held(held) => {
+                let syn = held.syn;
+                self.handle_while_held(sh, cx, id, &segment, syn);
+            }
+            Body::Open(open) => {
+                let events = open.flow.handle(cx.now, cx.pool, buffer, &segment);
+                self.after_events(sh, cx, id, events);
+            }
+        }
+        Ok(())
+    }
+
+    /// A segment for a flow whose upstream has not connected: its SYN again, or a change of mind.
+    fn handle_while_held(
+        &mut self,
+        sh: &mut Shared,
+        cx: &mut Cx<'_>,
+        id: FlowId,
+        segment: &Segment,
+        syn: Syn,
+    ) {
+        if segment.rst {
+            if segment.seq == syn.seq || segment.seq == syn.seq + 1 {
+                self.remove(sh, cx, id, CloseReason::Abandoned, Leave::Abort);
+            }
+        } else if segment.syn && segment.ack.is_none() {
+            // The same SYN joins the pending connect; one with another number replaces it.
+            if let Some(Body::Held(held)) = self.slot_mut(id).map(|slot| &mut slot.body) {
+                held.syn = Syn { seq: segment.seq, window: segment.window, options: segment.options };
+            }
+        } else if segment.ack.is_some()
+            && let Some(slot) = self.slot(id)
+        {
+            let ends = slot.ends;
+            reset_stray(sh, cx.now, &ends, segment);
+        }
+    }
+
+    fn handle_unknown(
+        &mut self,
+        sh: &mut Shared,
+        cx: &mut Cx<'_>,
+        ends: Ends,
+        segment: &Segment,
+    ) -> Result<(), DropReason> {
+        match self.time_wait.handle(cx.now, &ends, segment) {
+            Verdict::Answer(outgoing) => {
+                send_alone(sh, &ends, &outgoing);
+                return Ok(());
+            }
+            Verdict::Ignore => return Ok(()),
+            Verdict::Reuse | Verdict::Unknown => {}
+        }
+        if segment.syn && segment.ack.is_none() && !segment.rst && !segment.fin {
+            return self.handle_syn(sh, cx, ends, segment);
+        }
+        if segment.ack.is_some() && !segment.rst {
+            reset_stray(sh, cx.now, &ends, segment);
+        }
+        Err(DropReason::NoFlow)
+    }
+
+    fn handle_syn(
+        &mut self,
+        sh: &mut Shared,
+        cx: &mut Cx<'_>,
+        ends: Ends,
+        segment: &Segment,
+    ) -> Result<(), DropReason> {
+        // A full table drops the SYN, as a full accept queue does: the pod's next try may find room.
+        if self.pending >= sh.config.limits.pending {
+            return Err(DropReason::PendingLimit);
+        }
+        if self.half_open >= sh.config.limits.half_open {
+            return Err(DropReason::HalfOpenLimit);
+        }
+        let (permit, fallback) = match sh.decide(cx.now, Protocol::Tcp, ends.remote) {
+            Decision::Allow(permit) => (permit, None),
+            Decision::ByName { provisional, fallback } => (provisional, Some(fallback)),
+            Decision::Deny(refusal) => {
+                refuse(sh, cx.now, &ends, segment, refusal);
+                return Err(DropReason::Policy);
+            }
+        };
+        if self.slots.len() >= sh.config.limits.flows {
+            reset_stray(sh, cx.now, &ends, segment);
+            return Err(DropReason::FlowLimit);
+        }
+        let syn = Syn { seq: segment.seq, window: segment.window, options: segment.options };
+        self.hold(sh, cx, ends, Held { syn, fallback }, permit);
+        Ok(())
+    }
+
+    fn hold(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, ends: Ends, held: Held, permit: Permit) {
+        self.generation = self.generation.wrapping_add(1);
+        let entry = self.slots.vacant_entry();
+        let id = FlowId { slot: entry.key() as u32, generation: self.generation };
+        let target = sh.target(&permit, ends.remote);
+        sh.actions.push_back(Action::Connect { flow: id, permit: permit.clone(), target });
+        entry.insert(Box::new(Slot::new(id, ends, Meta::new(cx.now, permit), held)));
+        self.by_ends.insert(ends, id.slot);
+        self.pending += 1;
+    }
+
+    // --- what a segment or a timer led to ---
+
+    fn after_events(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId, events: Events) {
+        if let Some(reason) = events.dropped {
+            sh.counters.drop(reason);
+        }
+        let Some(slot) = self.slot_mut(id) else { return };
+        let ends = slot.ends;
+        if let Some(seq) = events.answer_reset {
+            let mut outgoing = Outgoing::new(Seq(seq), None, 0);
+            outgoing.rst = true;
+            send_reset(sh, cx.now, &ends, &outgoing);
+        }
+        if events.challenge
+            && sh.allow_challenge(cx.now)
+            && let Some(open) = slot.open_mut()
+        {
+            open.flow.acknowledge_now();
+        }
+        if events.established
+            && let Some(open) = slot.open_mut()
+        {
+            open.half_open = false;
+            self.half_open -= 1;
+            sh.counters.tcp_opened += 1;
+        }
+        if events.reset {
+            self.remove(sh, cx, id, CloseReason::ResetByPod, Leave::Abort);
+            return;
+        }
+        if events.silent {
+            self.reset_pod(sh, cx, id, CloseReason::PodSilent, Leave::Abort);
+            return;
+        }
+        if events.acked {
+            self.resume(cx, id);
+        }
+        if events.data || events.fin {
+            self.advance_uplink(sh, cx, id);
+        }
+        self.finish_if_closed(sh, cx, id);
+        self.touch(id);
+    }
+
+    /// Marks the flow as having something to transmit and sees to its timer.
+    fn touch(&mut self, id: FlowId) {
+        let Some(slot) = self.slots.get_mut(id.slot as usize).filter(|slot| slot.id == id) else { return };
+        if !slot.dirty {
+            slot.dirty = true;
+            self.dirty.push_back(id);
+        }
+        arm(&mut self.timers, slot);
+    }
+
+    fn resume(&mut self, cx: &Cx<'_>, id: FlowId) {
+        let exhausted = cx.pool.is_exhausted();
+        let Some(open) = self.open_mut(id) else { return };
+        if open.starved && open.room(SEND_CEILING, exhausted) > 0 {
+            open.starved = false;
+            self.resumed.push_back(id);
+        }
+    }
+
+    /// Octets or a FIN of the pod wait for the upstream.
+    fn advance_uplink(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId) {
+        let Some(slot) = self.slot_mut(id) else { return };
+        let queued = slot.uplink_queued;
+        let Some(open) = slot.open_mut() else { return };
+        if open.sniffing.is_some() {
+            self.try_sniff(sh, cx, id);
+            return;
+        }
+        if open.upstream != Upstream::Connected {
+            return;
+        }
+        if !open.flow.receiver.uplink().is_empty() {
+            if !queued {
+                slot.uplink_queued = true;
+                self.uplinks.push_back(id);
+            }
+        } else if open.flow.receiver.is_closed() && !open.shut {
+            open.shut = true;
+            sh.actions.push_back(Action::Shutdown { flow: id });
+        }
+    }
+
+    /// The pod's connection is over: its record may remain, its octets may still be on their way.
+    fn finish_if_closed(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId) {
+        let Some(slot) = self.slots.get_mut(id.slot as usize).filter(|slot| slot.id == id) else { return };
+        let (ends, linked) = (slot.ends, slot.linked);
+        let Some(open) = slot.open_mut() else { return };
+        let state = open.flow.state();
+        if state != State::TimeWait && state != State::Closed {
+            return;
+        }
+        let drained = open.flow.receiver.uplink().is_empty() && open.shut;
+        if linked {
+            if state == State::TimeWait {
+                let record = Record {
+                    snd_nxt: open.flow.sender.sent_up_to(),
+                    rcv_nxt: open.flow.receiver.nxt(),
+                    ts_recent: open.flow.ts_recent(),
+                };
+                // The last ACK goes out before the flow is forgotten.
+                let outgoing = Outgoing::new(record.snd_nxt, Some(record.rcv_nxt), 0);
+                send_alone(sh, &ends, &outgoing);
+                self.time_wait.insert(cx.now, ends, record);
+            }
+            open.linger_until = Some(cx.now + LINGER);
+            slot.linked = false;
+            self.by_ends.remove(&ends);
+        }
+        if drained {
+            self.remove(sh, cx, id, CloseReason::Finished, Leave::Close);
+        }
+    }
+
+    // --- names shown in the first octets ---
+
+    fn try_sniff(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId) {
+        let Some(slot) = self.slot_mut(id) else { return };
+        let remote = slot.ends.remote;
+        let Some(open) = slot.open_mut() else { return };
+        let Some(outcome) = open.sniff(sh, cx.now, remote) else { return };
+        self.settle_name(sh, cx, id, outcome);
+    }
+
+    fn settle_name(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId, outcome: super::slot::Settled) {
+        let Some(slot) = self.slot_mut(id) else { return };
+        let remote = slot.ends.remote;
+        slot.meta.name_source = outcome.source.or(slot.meta.name_source);
+        let permit = match outcome.decision {
+            Ok(permit) => permit,
+            Err(refusal) => {
+                slot.meta.refused(refusal);
+                self.reset_pod(sh, cx, id, CloseReason::Denied, Leave::Abort);
+                return;
+            }
+        };
+        let same_upstream = permit.upstream() == slot.meta.permit.upstream()
+            && (permit.upstream().is_direct() || permit.name() == slot.meta.permit.name());
+        slot.meta.permit = permit.clone();
+        if let Some(open) = slot.open_mut() {
+            open.sniffing = None;
+            if !same_upstream {
+                open.upstream = Upstream::Redialing;
+                let target = sh.target(&permit, remote);
+                sh.actions.push_back(Action::Close { flow: id, abort: true });
+                sh.actions.push_back(Action::Connect { flow: id, permit, target });
+            }
+        }
+        self.resume(cx, id);
+        self.advance_uplink(sh, cx, id);
+    }
+
+    // --- the upstream ---
+
+    pub(crate) fn upstream_connected(
+        &mut self,
+        sh: &mut Shared,
+        cx: &mut Cx<'_>,
+        id: FlowId,
+        dialed: Option<SocketAddr>,
+    ) {
+        let link = link(&sh.config, self.slot(id).is_some_and(|slot| slot.ends.is_v6()));
+        let Some(slot) = self.slot_mut(id) else { return };
+        slot.meta.dialed = dialed;
+        match &mut slot.body {
+            Body::Held(held) => {
+                slot.meta.connected(cx.now);
+                let clock = (cx.now.total_micros() / 4) as u32;
+                let keyed = sh.hasher.hash((slot.ends, 0u8));
+                // RFC 6528: a clock of four microseconds plus a keyed function of the ends.
+                let iss = Seq(clock.wrapping_add(keyed as u32));
+                let flow = Flow::accept(cx.now, &held.syn, link, iss, (keyed >> 32) as u32);
+                let tap = sh.is_trusted_resolver(slot.ends.remote);
+                slot.body = Body::Open(Box::new(Open::new(cx.now, flow, held.fallback.take(), tap)));
+                self.pending -= 1;
+                self.half_open += 1;
+            }
+            Body::Open(open) => {
+                open.upstream = Upstream::Connected;
+                self.advance_uplink(sh, cx, id);
+                self.resume(cx, id);
+            }
+        }
+        self.touch(id);
+    }
+
+    pub(crate) fn upstream_failed(
+        &mut self,
+        sh: &mut Shared,
+        cx: &mut Cx<'_>,
+        id: FlowId,
+        failure: DialFailure,
+    ) {
+        let Some(slot) = self.slot(id) else { return };
+        let ends = slot.ends;
+        let reason = failure.close_reason();
+        let Body::Held(held) = &slot.body else {
+            self.reset_pod(sh, cx, id, reason, Leave::Close);
+            return;
+        };
+        let syn = held.syn;
+        let unreachable = match failure {
+            DialFailure::NetworkUnreachable => Some(Unreachable::Network),
+            DialFailure::HostUnreachable => Some(Unreachable::Host),
+            DialFailure::Refused | DialFailure::Failed | DialFailure::Unsupported => {
+                send_reset(sh, cx.now, &ends, &reset_for_syn(syn.seq));
+                None
+            }
+            // The pod's own timer tells it.
+            DialFailure::TimedOut => None,
+        };
+        if let Some(kind) = unreachable
+            && sh.allow_error(cx.now)
+        {
+            sh.counters.icmp_errors_sent += 1;
+            sh.send_control(icmp::error_for_syn(kind, ends.pod, ends.remote, syn.seq));
+        }
+        self.remove(sh, cx, id, reason, Leave::Close);
+    }
+
+    pub(crate) fn downlink_room(&mut self, cx: &Cx<'_>, id: FlowId) -> usize {
+        let exhausted = cx.pool.is_exhausted();
+        let Some(slot) = self.slot_mut(id) else { return 0 };
+        let headers = if slot.ends.is_v6() { 40 + 32 } else { 20 + 32 };
+        let Some(open) = slot.open_mut() else { return 0 };
+        let room = open.room(SEND_CEILING, exhausted);
+        open.starved = room == 0;
+        let mss = usize::from(open.flow.sender.mss());
+        let largest = MAX_PACKET - headers;
+        let largest = largest - largest % mss;
+        match room.min(largest) {
+            room if room > mss => room - room % mss,
+            room => room,
+        }
+    }
+
+    pub(crate) fn downlink_data(
+        &mut self,
+        sh: &mut Shared,
+        cx: &mut Cx<'_>,
+        id: FlowId,
+        buffer: &mut PacketBuf,
+        len: usize,
+    ) {
+        let Some(slot) = self.slot_mut(id) else { return };
+        slot.meta.bytes_received += len as u64;
+        let Some(open) = slot.open_mut() else { return };
+        if let Some(tap) = &mut open.tap {
+            tap.feed(&buffer.space()[..len], |answer| sh.learn(cx.now, &answer));
+        }
+        open.flow.sender.push(cx.pool, buffer, 0, len);
+        self.touch(id);
+    }
+
+    pub(crate) fn downlink_eof(&mut self, _sh: &mut Shared, _cx: &mut Cx<'_>, id: FlowId) {
+        let Some(open) = self.open_mut(id) else { return };
+        open.flow.sender.queue_fin();
+        self.touch(id);
+    }
+
+    pub(crate) fn upstream_reset(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId) {
+        let Some(slot) = self.slot(id) else { return };
+        if slot.linked {
+            self.reset_pod(sh, cx, id, CloseReason::ResetByPeer, Leave::Close);
+        } else {
+            self.remove(sh, cx, id, CloseReason::Finished, Leave::Close);
+        }
+    }
+
+    // --- uplink ---
+
+    pub(crate) fn poll_uplink(&mut self) -> Option<FlowId> {
+        while let Some(id) = self.uplinks.pop_front() {
+            if let Some(slot) = self.slot_mut(id) {
+                slot.uplink_queued = false;
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    pub(crate) fn poll_resumed(&mut self) -> Option<FlowId> {
+        self.resumed.pop_front()
+    }
+
+    pub(crate) fn uplink(&self, id: FlowId) -> impl Iterator<Item = &[u8]> {
+        self.slot(id)
+            .and_then(Slot::open)
+            .filter(|open| open.may_send_up())
+            .into_iter()
+            .flat_map(|open| open.flow.receiver.uplink().chunks())
+    }
+
+    pub(crate) fn uplink_sent(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId, octets: usize) {
+        let Some(slot) = self.slot_mut(id) else { return };
+        slot.meta.bytes_sent += octets as u64;
+        let Some(open) = slot.open_mut() else { return };
+        if open.flow.uplink_drained(cx.pool, octets) {
+            self.touch(id);
+        }
+        let Some(open) = self.open_mut(id) else { return };
+        if open.flow.receiver.uplink().is_empty() && open.flow.receiver.is_closed() {
+            self.advance_uplink(sh, cx, id);
+            self.finish_if_closed(sh, cx, id);
+        }
+    }
+
+    // --- packets for the pod ---
+
+    pub(crate) fn poll_transmit(&mut self, sh: &mut Shared, cx: &mut Cx<'_>) -> Option<Transmit<'_>> {
+        let (index, piece) = loop {
+            let id = *self.dirty.front()?;
+            let found = self.slots.get_mut(id.slot as usize).filter(|slot| slot.id == id);
+            let polled = found.and_then(|slot| poll_slot(sh, cx, slot, &mut self.timers));
+            match polled {
+                Some((head, piece)) => {
+                    self.head = Some(head);
+                    break (id.slot as usize, piece);
+                }
+                None => {
+                    self.dirty.pop_front();
+                    if let Some(slot) = self.slot_mut(id) {
+                        slot.dirty = false;
+                    }
+                    // A FIN that was sent may have been the last thing to happen.
+                    self.finish_if_closed(sh, cx, id);
+                }
+            }
+        };
+        let open = self.slots[index].open();
+        let payload = match (open, piece) {
+            (Some(open), Some(piece)) => open.flow.sender.piece_bytes(&piece),
+            _ => &[],
+        };
+        let head = self.head.as_ref().map_or(&[][..], Head::bytes);
+        sh.count_out(head.len() + payload.len());
+        Some(Transmit { head, payload })
+    }
+
+    // --- policy and the end ---
+
+    pub(crate) fn reevaluate(&mut self, sh: &mut Shared, cx: &mut Cx<'_>) {
+        let ids: Vec<_> = self.slots.iter().map(|(_, slot)| slot.id).collect();
+        for id in ids {
+            let Some(slot) = self.slot_mut(id) else { continue };
+            match sh.still_allowed(&slot.meta.permit, Protocol::Tcp, slot.ends.remote) {
+                // The upstream a flow runs over stays; rule and verdict are those of today.
+                Ok(permit) if permit.upstream() == slot.meta.permit.upstream() => slot.meta.permit = permit,
+                Ok(_) => {}
+                Err(refusal) => {
+                    slot.meta.refused(refusal);
+                    self.reset_pod(sh, cx, id, CloseReason::PolicyChanged, Leave::Abort);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn close_all(&mut self, sh: &mut Shared, cx: &mut Cx<'_>) {
+        let ids: Vec<_> = self.slots.iter().map(|(_, slot)| slot.id).collect();
+        for id in ids {
+            self.reset_pod(sh, cx, id, CloseReason::Detached, Leave::Abort);
+        }
+    }
+
+    /// Ends the pod's connection with a reset, whatever its state.
+    fn reset_pod(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId, reason: CloseReason, leave: Leave) {
+        let Some(slot) = self.slot_mut(id) else { return };
+        let (ends, linked) = (slot.ends, slot.linked);
+        let outgoing = match &mut slot.body {
+            Body::Held(held) => reset_for_syn(held.syn.seq),
+            Body::Open(open) => open.flow.reset(cx.pool),
+        };
+        if linked {
+            sh.counters.resets_sent += 1;
+            send_alone(sh, &ends, &outgoing);
+        }
+        self.remove(sh, cx, id, reason, leave);
+    }
+
+    /// Forgets a flow: its socket, its buffers, its place in the tables. The record tells of it.
+    fn remove(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId, reason: CloseReason, leave: Leave) {
+        if self.slot(id).is_none() {
+            return;
+        }
+        let mut slot = self.slots.remove(id.slot as usize);
+        if slot.linked {
+            self.by_ends.remove(&slot.ends);
+        }
+        match &mut slot.body {
+            Body::Held(_) => self.pending -= 1,
+            Body::Open(open) => {
+                self.half_open -= usize::from(open.half_open);
+                open.flow.clear(cx.pool);
+            }
+        }
+        sh.actions.push_back(Action::Close { flow: id, abort: leave == Leave::Abort });
+        sh.record(slot.meta.into_record(cx.now, slot.ends, reason));
+    }
+
+    // --- time ---
+
+    pub(crate) fn poll_at(&self) -> Option<Instant> {
+        [self.timers.next(), self.time_wait.next_expiry()].into_iter().flatten().min()
+    }
+
+    pub(crate) fn handle_timeout(&mut self, sh: &mut Shared, cx: &mut Cx<'_>) {
+        self.time_wait.expire(cx.now);
+        while let Some(id) = self.timers.pop_due(cx.now) {
+            let Some(slot) = self.slot_mut(id) else { continue };
+            slot.armed = None;
+            self.flow_timeout(sh, cx, id);
+        }
+    }
+
+    fn flow_timeout(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId) {
+        let Some(slot) = self.slot_mut(id) else { return };
+        let linked = slot.linked;
+        let Some(open) = slot.open_mut() else { return };
+        if open.linger_until.is_some_and(|until| until <= cx.now) {
+            self.remove(sh, cx, id, CloseReason::Finished, Leave::Abort);
+            return;
+        }
+        if let Some(settled) = open.sniff_timeout(cx.now) {
+            self.settle_name(sh, cx, id, settled);
+        }
+        let Some(open) = self.open_mut(id) else { return };
+        let events = if linked { open.flow.handle_timeout(cx.now) } else { Events::default() };
+        self.after_events(sh, cx, id, events);
+    }
+}
+
+/// The flow's next packet: its headers, and where the payload lies.
+fn poll_slot(
+    sh: &mut Shared,
+    cx: &mut Cx<'_>,
+    slot: &mut Slot,
+    timers: &mut Timers<FlowId>,
+) -> Option<(Head, Option<super::send::Piece>)> {
+    let (pod, remote, linked) = (slot.ends.pod, slot.ends.remote, slot.linked);
+    let limit = MAX_PACKET - 100;
+    let open = slot.open_mut()?;
+    let polled = if linked { open.flow.poll(cx.now, limit) } else { None };
+    if let Some((outgoing, piece)) = &polled {
+        sh.counters.tcp_retransmits += u64::from(piece.is_some_and(|piece| piece.again));
+        slot.meta.packets_received += u64::from(outgoing.payload_len > 0);
+    }
+    arm(timers, slot);
+    polled.map(|(outgoing, piece)| (outgoing.head(remote, pod), piece))
+}
+
+/// Pushes a timer entry if the flow's deadline is before every entry it has.
+fn arm(timers: &mut Timers<FlowId>, slot: &mut Slot) {
+    let Some(at) = slot.poll_at() else { return };
+    if slot.armed.is_none_or(|armed| at < armed) {
+        slot.armed = Some(at);
+        timers.push(at, slot.id);
+    }
+}
+
+fn link(config: &crate::stack::StackConfig, v6: bool) -> Link {
+    let headers = if v6 { 60 } else { 40 };
+    Link {
+        mss: config.mtu.saturating_sub(headers).max(super::MIN_MSS),
+        default_mss: if v6 { 1_220 } else { 536 },
+        receive_buffer: config.limits.receive_buffer,
+    }
+}
+
+/// RFC 9293 3.10.7.3: the reset that answers a SYN.
+fn reset_for_syn(seq: Seq) -> Outgoing {
+    let mut outgoing = Outgoing::new(Seq(0), Some(seq + 1), 0);
+    outgoing.rst = true;
+    outgoing
+}
+
+fn refuse(sh: &mut Shared, now: Instant, ends: &Ends, segment: &Segment, refusal: Refusal) {
+    send_reset(sh, now, ends, &reset_for_syn(segment.seq));
+    sh.record_refusal(now, Protocol::Tcp, ends.pod, ends.remote, refusal);
+}
+
+/// The reset for a segment of no connection (RFC 9293 3.10.7.1).
+fn reset_stray(sh: &mut Shared, now: Instant, ends: &Ends, segment: &Segment) {
+    let mut outgoing = match segment.ack {
+        Some(ack) => Outgoing::new(ack, None, 0),
+        None => Outgoing::new(Seq(0), Some(segment.end()), 0),
+    };
+    outgoing.rst = true;
+    send_reset(sh, now, ends, &outgoing);
+}
+
+fn send_reset(sh: &mut Shared, now: Instant, ends: &Ends, outgoing: &Outgoing) {
+    if sh.allow_error(now) {
+        sh.counters.resets_sent += 1;
+        send_alone(sh, ends, outgoing);
+    }
+}
+
+/// Sends a segment without payload that belongs to no flow, or to one that ends with it.
+fn send_alone(sh: &mut Shared, ends: &Ends, outgoing: &Outgoing) {
+    sh.send_control(outgoing.head(ends.remote, ends.pod).bytes().to_vec());
+}

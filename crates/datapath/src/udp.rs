@@ -1,0 +1,335 @@
+//! UDP: one outside mapping per source port of the pod, with the peers policy allowed it.
+//!
+//! The mapping is independent of the endpoint (RFC 4787 4.1), the filter is per address and port: a datagram comes in
+//! only from where one was sent.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+
+use slab::Slab;
+use smoltcp::time::{Duration, Instant};
+use tunproxy_policy::{Permit, Protocol};
+
+use crate::counters::DropReason;
+use crate::emit::{self, Head};
+use crate::icmp::{self, Unreachable};
+use crate::key::KeyedState;
+use crate::record::CloseReason;
+use crate::stack::shared::{Usage, settle};
+use crate::stack::{Action, DialFailure, Input, Shared, unreachable_for};
+use crate::timer::Timers;
+use crate::view::{Datagram, Packet};
+use crate::vnet::Gso;
+
+/// The largest datagram that fits an IP packet of either family.
+const MAX_PAYLOAD: usize = 65_507;
+
+/// A mapping of one source port; see [`crate::FlowId`] for the generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MappingId {
+    pub slot: u32,
+    pub generation: u32,
+}
+
+#[derive(Debug)]
+struct Peer {
+    /// The address the pod uses for this peer; it differs where an alias stands for a resolver.
+    facing: SocketAddr,
+    permit: Permit,
+    usage: Usage,
+    trusted_resolver: bool,
+    idle: Duration,
+}
+
+#[derive(Debug)]
+struct Mapping {
+    id: MappingId,
+    source: SocketAddr,
+    /// By the address that is really sent to.
+    peers: HashMap<SocketAddr, Peer, KeyedState>,
+    last: Instant,
+}
+
+pub(crate) struct Udp {
+    mappings: Slab<Mapping>,
+    by_source: HashMap<SocketAddr, usize, KeyedState>,
+    hasher: KeyedState,
+    timers: Timers<MappingId>,
+    /// Mappings with the time they were last known to be used; the front is the least recently used, or is moved back.
+    order: VecDeque<(MappingId, Instant)>,
+    generation: u32,
+}
+
+impl Udp {
+    pub(crate) fn new(hasher: &KeyedState) -> Self {
+        Self {
+            mappings: Slab::new(),
+            by_source: HashMap::with_hasher(hasher.clone()),
+            hasher: hasher.clone(),
+            timers: Timers::new(),
+            order: VecDeque::new(),
+            generation: 0,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.mappings.len()
+    }
+
+    pub(crate) fn handle_packet(
+        &mut self,
+        sh: &mut Shared,
+        now: Instant,
+        packet: &Packet,
+        bytes: &[u8],
+    ) -> Result<Input, DropReason> {
+        let datagram = Datagram::parse(packet, bytes)?;
+        let destination = datagram.destination;
+        let known = self.by_source.get(&datagram.source).copied();
+        let dial = sh.dial_address(destination);
+        let has_peer = known.is_some_and(|slot| self.mappings[slot].peers.contains_key(&dial));
+        if !has_peer {
+            let permit = permitted(sh, now, &datagram, packet, bytes)?;
+            self.add_peer(sh, now, known, &datagram, dial, permit)?;
+        }
+        let slot = self.by_source[&datagram.source];
+        let mapping = &mut self.mappings[slot];
+        mapping.last = now;
+        let segment = if packet.vnet.gso == Gso::UdpL4 { packet.vnet.gso_size } else { 0 };
+        if let Some(peer) = mapping.peers.get_mut(&dial) {
+            peer.usage.sent(now, datagram.payload.len());
+        }
+        Ok(Input::Datagram { mapping: mapping.id, destination: dial, payload: datagram.payload, segment })
+    }
+
+    fn add_peer(
+        &mut self,
+        sh: &mut Shared,
+        now: Instant,
+        known: Option<usize>,
+        datagram: &Datagram,
+        dial: SocketAddr,
+        permit: Permit,
+    ) -> Result<(), DropReason> {
+        let slot = known.map_or_else(|| self.add_mapping(sh, now, datagram.source, &permit), Ok)?;
+        let mapping = &mut self.mappings[slot];
+        if mapping.peers.len() >= sh.config.limits.udp_peers {
+            return Err(DropReason::MappingLimit);
+        }
+        let port = datagram.destination.port();
+        let limits = &sh.config.limits;
+        let idle = if port == 53 || port == 123 { limits.udp_query_idle } else { limits.udp_idle };
+        let peer = Peer {
+            facing: datagram.destination,
+            permit,
+            usage: Usage::new(now),
+            trusted_resolver: sh.is_trusted_resolver(datagram.destination),
+            idle,
+        };
+        mapping.peers.insert(dial, peer);
+        self.timers.push(now + idle, mapping.id);
+        Ok(())
+    }
+
+    fn add_mapping(
+        &mut self,
+        sh: &mut Shared,
+        now: Instant,
+        source: SocketAddr,
+        permit: &Permit,
+    ) -> Result<usize, DropReason> {
+        if self.mappings.len() >= sh.config.limits.udp_mappings {
+            self.evict(sh, now)?;
+        }
+        self.generation = self.generation.wrapping_add(1);
+        let entry = self.mappings.vacant_entry();
+        let slot = entry.key();
+        let id = MappingId { slot: slot as u32, generation: self.generation };
+        entry.insert(Mapping { id, source, peers: HashMap::with_hasher(self.hasher.clone()), last: now });
+        self.by_source.insert(source, slot);
+        self.order.push_back((id, now));
+        sh.actions.push_back(Action::OpenMapping {
+            mapping: id,
+            v6: source.is_ipv6(),
+            permit: permit.clone(),
+        });
+        Ok(slot)
+    }
+
+    /// Makes room: the least recently used mapping goes. Mappings used since they were queued move to the back.
+    fn evict(&mut self, sh: &mut Shared, now: Instant) -> Result<(), DropReason> {
+        while let Some((id, seen)) = self.order.pop_front() {
+            let Some(mapping) = self.get(id) else { continue };
+            if mapping.last > seen {
+                let last = mapping.last;
+                self.order.push_back((id, last));
+                continue;
+            }
+            sh.counters.drop(DropReason::MappingLimit);
+            self.close(sh, now, id, CloseReason::Evicted);
+            return Ok(());
+        }
+        Err(DropReason::MappingLimit)
+    }
+
+    fn get(&self, id: MappingId) -> Option<&Mapping> {
+        self.mappings.get(id.slot as usize).filter(|mapping| mapping.id == id)
+    }
+
+    fn get_mut(&mut self, id: MappingId) -> Option<&mut Mapping> {
+        self.mappings.get_mut(id.slot as usize).filter(|mapping| mapping.id == id)
+    }
+
+    /// Headers for a datagram from outside, if the pod sent one there.
+    pub(crate) fn reply(
+        &mut self,
+        sh: &mut Shared,
+        now: Instant,
+        id: MappingId,
+        from: SocketAddr,
+        payload: &[u8],
+    ) -> Option<Head> {
+        if payload.len() > MAX_PAYLOAD {
+            sh.counters.drop(DropReason::UnsolicitedReply);
+            return None;
+        }
+        let mapping = self.get_mut(id)?;
+        let Some(peer) = mapping.peers.get_mut(&from) else {
+            sh.counters.drop(DropReason::UnsolicitedReply);
+            return None;
+        };
+        mapping.last = now;
+        peer.usage.received(now, payload.len());
+        if peer.trusted_resolver {
+            sh.observe_dns(now, payload);
+        }
+        Some(emit::udp(peer.facing, mapping.source, payload.len()))
+    }
+
+    /// Sending to `to` failed, or the outside answered with an error: the pod's socket is told, and the flow ends.
+    pub(crate) fn failed(
+        &mut self,
+        sh: &mut Shared,
+        now: Instant,
+        id: MappingId,
+        to: SocketAddr,
+        failure: DialFailure,
+    ) {
+        let Some(mapping) = self.get_mut(id) else { return };
+        let source = mapping.source;
+        let Some(peer) = mapping.peers.remove(&to) else { return };
+        if let Some(kind) = unreachable_for(failure)
+            && sh.allow_error(now)
+        {
+            sh.counters.icmp_errors_sent += 1;
+            sh.send_control(icmp::error_for_datagram(kind, source, peer.facing));
+        }
+        let ends = (source, peer.facing);
+        sh.record_usage(now, Protocol::Udp, ends, &peer.permit, &peer.usage, failure.close_reason());
+        if mapping.peers.is_empty() {
+            self.close(sh, now, id, failure.close_reason());
+        }
+    }
+
+    pub(crate) fn close(&mut self, sh: &mut Shared, now: Instant, id: MappingId, reason: CloseReason) {
+        if self.get(id).is_none() {
+            return;
+        }
+        let mapping = self.mappings.remove(id.slot as usize);
+        self.by_source.remove(&mapping.source);
+        for peer in mapping.peers.values() {
+            let ends = (mapping.source, peer.facing);
+            sh.record_usage(now, Protocol::Udp, ends, &peer.permit, &peer.usage, reason);
+        }
+        sh.actions.push_back(Action::CloseMapping { mapping: id });
+    }
+
+    pub(crate) fn close_all(&mut self, sh: &mut Shared, now: Instant) {
+        let ids: Vec<_> = self.mappings.iter().map(|(_, mapping)| mapping.id).collect();
+        for id in ids {
+            self.close(sh, now, id, CloseReason::Detached);
+        }
+    }
+
+    pub(crate) fn reevaluate(&mut self, sh: &mut Shared, now: Instant) {
+        let refused =
+            |sh: &Shared, peer: &Peer| sh.still_allowed(&peer.permit, Protocol::Udp, peer.facing).is_err();
+        self.remove_peers(sh, now, CloseReason::PolicyChanged, refused);
+    }
+
+    /// Removes the peers that `gone` picks, and mappings left without one.
+    fn remove_peers(
+        &mut self,
+        sh: &mut Shared,
+        now: Instant,
+        reason: CloseReason,
+        gone: impl Fn(&Shared, &Peer) -> bool,
+    ) {
+        let ids: Vec<_> = self.mappings.iter().map(|(_, mapping)| mapping.id).collect();
+        for id in ids {
+            self.remove_peers_of(sh, now, id, reason, &gone);
+        }
+    }
+
+    fn remove_peers_of(
+        &mut self,
+        sh: &mut Shared,
+        now: Instant,
+        id: MappingId,
+        reason: CloseReason,
+        gone: &impl Fn(&Shared, &Peer) -> bool,
+    ) {
+        let Some(mapping) = self.get_mut(id) else { return };
+        let source = mapping.source;
+        let removed: Vec<_> =
+            mapping.peers.extract_if(|_, peer| gone(sh, peer)).map(|(_, peer)| peer).collect();
+        let empty = mapping.peers.is_empty();
+        for peer in removed {
+            sh.record_usage(now, Protocol::Udp, (source, peer.facing), &peer.permit, &peer.usage, reason);
+        }
+        if empty {
+            self.close(sh, now, id, reason);
+        }
+    }
+
+    pub(crate) fn poll_at(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    pub(crate) fn handle_timeout(&mut self, sh: &mut Shared, now: Instant) {
+        while let Some(id) = self.timers.pop_due(now) {
+            let idle = |_: &Shared, peer: &Peer| peer.usage.last + peer.idle <= now;
+            self.remove_peers_of(sh, now, id, CloseReason::Idle, &idle);
+            let next =
+                self.get(id).and_then(|mapping| mapping.peers.values().map(|p| p.usage.last + p.idle).min());
+            if let Some(at) = next {
+                self.timers.push(at, id);
+            }
+        }
+    }
+}
+
+/// Asks policy about a new peer; a refusal is told to the pod and recorded.
+fn permitted(
+    sh: &mut Shared,
+    now: Instant,
+    datagram: &Datagram,
+    packet: &Packet,
+    bytes: &[u8],
+) -> Result<Permit, DropReason> {
+    match settle(sh.decide(now, Protocol::Udp, datagram.destination)) {
+        Ok(permit) if permit.upstream().is_direct() => Ok(permit),
+        Ok(permit) => {
+            sh.send_error(now, Unreachable::Prohibited, packet, bytes);
+            let ends = (datagram.source, datagram.destination);
+            let reason = CloseReason::UpstreamUnsupported;
+            sh.record_usage(now, Protocol::Udp, ends, &permit, &Usage::new(now), reason);
+            Err(DropReason::Policy)
+        }
+        Err(refusal) => {
+            sh.send_error(now, Unreachable::Prohibited, packet, bytes);
+            sh.record_refusal(now, Protocol::Udp, datagram.source, datagram.destination, refusal);
+            Err(DropReason::Policy)
+        }
+    }
+}
