@@ -7,6 +7,7 @@
 //! - [`Client`]: blocking, every call has a deadline; used by the plugin.
 //! - [`Listener`] and [`Connection`]: non-blocking, with `AsFd` and `AsRawFd`, so that an event loop or tokio's
 //!   `AsyncFd` drives them; used by the agent.
+//! - [`Tombstones`]: what the plugin could not tell an agent that was down.
 //!
 //! Architecture invariant: this crate knows no network, no policy and no runtime; it moves messages.
 
@@ -14,6 +15,7 @@ mod client;
 mod frame;
 mod message;
 mod socket;
+mod tombstone;
 
 pub use client::{Client, ClientError};
 pub use frame::{
@@ -24,3 +26,4 @@ pub use message::{
     NamespaceId, PodIdentity, PrepareRequest, Request, Response, Settings, Status,
 };
 pub use socket::{Connection, Listener, MAX_FDS, Packet, Peer, SocketError};
+pub use tombstone::{MAX_TOMBSTONES, TombstoneError, Tombstones};
