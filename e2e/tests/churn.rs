@@ -1,0 +1,140 @@
+//! Many connections: nothing is left of the short ones, little is held for the idle ones.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tunproxy_e2e::{Path, Report, World, WorldOptions, rows};
+use tunproxy_testkit::{Host, Namespace, root_or_skip, wait};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A server that answers each connection with one byte and closes, on two threads.
+fn one_byte_server(outside: &Namespace) -> Result<SocketAddr> {
+    let listener = outside.tcp_listen(SocketAddr::new(Host::Web.v4().into(), 0))?;
+    let address = listener.local_addr()?;
+    for _ in 0..2 {
+        let listener = listener.try_clone()?;
+        thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let mut byte = [0];
+                if stream.read(&mut byte).is_ok() {
+                    let _ = stream.write_all(&byte);
+                }
+            }
+        });
+    }
+    Ok(address)
+}
+
+/// `count` connections, 16 at once: connect, one byte there and back, close.
+fn short_connections(pod: &Namespace, to: SocketAddr, count: u64) -> Result<()> {
+    let left = AtomicU64::new(count);
+    let work = || -> Result<()> {
+        pod.enter(|| {
+            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+            {
+                let mut stream = TcpStream::connect_timeout(&to, LIMIT).context("connect")?;
+                stream.set_read_timeout(Some(LIMIT))?;
+                stream.write_all(&[7])?;
+                let mut back = Vec::new();
+                stream.read_to_end(&mut back)?;
+                ensure!(back == [7], "{back:?} came back");
+            }
+            Ok(())
+        })
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..16).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("a client's thread"))
+    })
+}
+
+fn churn(path: Path) {
+    if !root_or_skip() {
+        return;
+    }
+    let world = World::new(&WorldOptions::for_path(path)).unwrap();
+    let pod = world.pod(path, "client").unwrap().namespace;
+    // A client's port is not free again for a minute (TIME-WAIT) unless the kernel may reuse it.
+    pod.sysctl("net.ipv4.tcp_tw_reuse", "1").unwrap();
+    pod.sysctl("net.ipv4.ip_local_port_range", "1024 65000").unwrap();
+    let server = one_byte_server(&world.topology.outside).unwrap();
+    let mut report = Report::default();
+    // The first round brings the allocator and every pool to their working size.
+    report.row("warm up: 4,000 connections", || short_connections(&pod, server, 4_000));
+    let before =
+        world.agent.as_ref().map(|agent| (agent.open_descriptors().unwrap(), agent.rss_kib().unwrap()));
+    report.row("20,000 short connections", || short_connections(&pod, server, 20_000));
+    if let (Some(agent), Some((descriptors, memory))) = (&world.agent, before) {
+        report.row("as many descriptors as before", || {
+            let slack = descriptors / 20 + 4;
+            wait::until_true("descriptors to be closed", LIMIT, || {
+                agent.open_descriptors().is_ok_and(|now| now <= descriptors + slack)
+            })
+        });
+        report.row("memory within 5 %", || {
+            wait::until_true(format!("back to {memory} KiB"), Duration::from_secs(90), || {
+                agent.rss_kib().is_ok_and(|now| now <= memory + memory / 20)
+            })
+            .with_context(|| format!("now {} KiB", agent.rss_kib().unwrap_or_default()))
+        });
+    }
+    report.row("no leak", || rows::no_leak(&world, path));
+    report.finish();
+}
+
+#[test]
+fn routed() {
+    churn(Path::Routed);
+}
+
+#[test]
+fn chained() {
+    churn(Path::AfterPtp);
+}
+
+/// Connected pairs through `pod`, both ends held here.
+fn hold(pod: &Namespace, listener: &TcpListener, count: usize) -> Result<Vec<(TcpStream, TcpStream)>> {
+    let to = listener.local_addr()?;
+    pod.enter(|| {
+        (0..count)
+            .map(|_| {
+                let mut client = TcpStream::connect_timeout(&to, LIMIT).context("connect")?;
+                let (mut server, _) = listener.accept()?;
+                // Each has carried something: a flow that never did could be cheaper.
+                client.write_all(b"hello")?;
+                server.read_exact(&mut [0; 5])?;
+                server.write_all(b"hello")?;
+                client.read_exact(&mut [0; 5])?;
+                Ok((client, server))
+            })
+            .collect()
+    })
+}
+
+#[test]
+fn idle_connections_are_cheap() {
+    const COUNT: usize = 5_000;
+    if !root_or_skip() {
+        return;
+    }
+    let path = Path::AfterPtp;
+    let world = World::new(&WorldOptions::for_path(path)).unwrap();
+    let pod = world.pod(path, "client").unwrap().namespace;
+    let listener = world.topology.outside.tcp_listen(SocketAddr::new(Host::Web.v4().into(), 0)).unwrap();
+    drop(hold(&pod, &listener, 200).unwrap());
+    let before = world.agent().rss_kib().unwrap();
+    let mut pairs = hold(&pod, &listener, COUNT).unwrap();
+    let grown = world.agent().rss_kib().unwrap().saturating_sub(before);
+    println!("{COUNT} idle flows: {grown} KiB, {:.2} KiB each", grown as f64 / COUNT as f64);
+    assert!(grown < COUNT as u64, "{grown} KiB for {COUNT} idle flows");
+    // They are all still alive.
+    for (client, server) in &mut pairs {
+        client.write_all(b"x").unwrap();
+        server.read_exact(&mut [0]).unwrap();
+    }
+}

@@ -1,0 +1,148 @@
+//! A gigabyte each way, byte for byte: direct, through SOCKS5, over a bad link, and with the TUN's ring overflowing.
+
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use tunproxy_e2e::world::{SOCKS_AUTH_PORT, SOCKS_PASSWORD, SOCKS_PORT, SOCKS_USER};
+use tunproxy_e2e::{Path, Report, World, WorldOptions, rows};
+use tunproxy_testkit::link::LinkConfig;
+use tunproxy_testkit::{Host, Namespace, Wire, root_or_skip};
+
+const GIB: u64 = 1 << 30;
+
+fn transfer(
+    path: Path,
+    options: &WorldOptions,
+    length: u64,
+    prepare: impl FnOnce(&World, &Namespace),
+) -> World {
+    let world = World::new(options).unwrap();
+    let pod = world.pod(path, "client").unwrap();
+    prepare(&world, &pod.namespace);
+    let mut report = Report::default();
+    for family in ["-4", "-6"] {
+        // One family carries the gigabyte, the other proves that it works too.
+        let length = if family == "-4" { length } else { length / 8 };
+        let _ = std::fs::remove_file(world.nginx.files().join("large"));
+        report.row(format!("{length} bytes each way {family}"), || {
+            rows::transfer(&world, &pod.namespace, family, length)
+        });
+    }
+    report.row("no leak", || rows::no_leak(&world, path));
+    report.finish();
+    world
+}
+
+#[test]
+fn routed() {
+    if root_or_skip() {
+        transfer(Path::Routed, &WorldOptions::for_path(Path::Routed), GIB, |_, _| ());
+    }
+}
+
+#[test]
+fn chained() {
+    if root_or_skip() {
+        transfer(Path::AfterPtp, &WorldOptions::for_path(Path::AfterPtp), GIB, |_, _| ());
+    }
+}
+
+#[test]
+fn standalone() {
+    if root_or_skip() {
+        transfer(Path::Standalone, &WorldOptions::for_path(Path::Standalone), GIB, |_, _| ());
+    }
+}
+
+#[test]
+fn through_socks5() {
+    if !root_or_skip() {
+        return;
+    }
+    let upstream = format!("socks5://{}:{SOCKS_PORT}", Host::Socks.v4());
+    let options = WorldOptions::for_path(Path::AfterPtp).with_upstream(upstream);
+    let world = transfer(Path::AfterPtp, &options, GIB, |_, _| ());
+    assert!(world.danted.log().contains("tcp/connect"), "the proxy's own log must show the sessions");
+}
+
+#[test]
+fn through_socks5_with_a_password() {
+    if !root_or_skip() {
+        return;
+    }
+    // The password holds characters that a URL must escape.
+    assert_eq!(SOCKS_PASSWORD, "p@ss:word");
+    let upstream = format!("socks5://{SOCKS_USER}:p%40ss%3Aword@{}:{SOCKS_AUTH_PORT}", Host::Socks.v4());
+    let options = WorldOptions::for_path(Path::AfterPtp).with_upstream(upstream);
+    let world = transfer(Path::AfterPtp, &options, GIB / 16, |_, _| ());
+    assert!(world.microsocks.log().contains("allowed.test"), "carried by name: {}", world.microsocks.log());
+}
+
+/// 1 % loss, reordering and 20 ms on the outside link, each way. bbr at both ends of the kernel's own connections:
+/// reno would stay below 10 Mbit/s here whatever we do.
+fn bad_link(path: Path) {
+    let bad = LinkConfig::lossy();
+    let options = WorldOptions::for_path(path).with_wire(Wire::Emulated { up: bad, down: bad, seed: 11 });
+    let world = transfer(path, &options, GIB / 4, |world, pod| {
+        for end in [&world.topology.node, &world.topology.outside, pod] {
+            end.sysctl("net.ipv4.tcp_congestion_control", "bbr").unwrap();
+        }
+    });
+    let link = world.topology.link.as_ref().unwrap();
+    for direction in [link.forward(), link.back()] {
+        assert!(direction.lost.load(std::sync::atomic::Ordering::Relaxed) > 100, "{direction:?}");
+    }
+}
+
+#[test]
+fn routed_over_a_bad_link() {
+    if root_or_skip() {
+        bad_link(Path::Routed);
+    }
+}
+
+#[test]
+fn over_a_bad_link() {
+    if root_or_skip() {
+        bad_link(Path::AfterPtp);
+    }
+}
+
+/// The TUN's queue drops silently when it is full: the engine must repair what the ring lost, both ways at once.
+#[test]
+fn with_the_ring_overflowing() {
+    if !root_or_skip() {
+        return;
+    }
+    let path = Path::AfterPtp;
+    let world = World::new(&WorldOptions::for_path(path)).unwrap();
+    let pod = world.pod(path, "client").unwrap().namespace;
+    let tun = tun_name(&pod).unwrap();
+    pod.ip(&format!("link set {tun} txqueuelen 4")).unwrap();
+    let mut report = Report::default();
+    report.row("256 MiB each way beside 8 streams", || {
+        thread::scope(|scope| {
+            let pressure = scope.spawn(|| rows::iperf(&pod, Host::Iperf.v4().into(), "-P 8 -t 10 --bidir"));
+            let outcome = rows::transfer(&world, &pod, "-4", GIB / 4);
+            pressure.join().expect("iperf's thread")?;
+            outcome
+        })
+    });
+    report.row("the ring did overflow", || {
+        let dropped = dropped(&pod, &tun)?;
+        ensure!(dropped > 0, "nothing was dropped");
+        println!("{dropped} packets dropped by the ring");
+        Ok(())
+    });
+    report.finish();
+}
+
+fn tun_name(pod: &Namespace) -> Result<String> {
+    let links = pod.ip_json("link show type tun")?;
+    links[0]["ifname"].as_str().map(ToOwned::to_owned).context("the pod has no TUN")
+}
+
+fn dropped(pod: &Namespace, tun: &str) -> Result<u64> {
+    let links = pod.ip_json(&format!("-s link show {tun}"))?;
+    links[0]["stats64"]["tx"]["dropped"].as_u64().context("no drop counter")
+}
