@@ -22,4 +22,4 @@ version=$(go list -m -f '{{.Version}}' "$containerd")
 CGO_ENABLED=0 nice -n 10 go build -trimpath -tags no_btrfs,no_zfs,no_devmapper,no_aufs \
     -ldflags "-s -w -X $containerd/version.Version=$version" -o "$out/" \
     "$containerd/cmd/containerd" "$containerd/cmd/containerd-shim-runc-v2" "$containerd/cmd/ctr" \
-    github.com/containernetworking/cni/cnitool
+    github.com/containernetworking/cni/cnitool sigs.k8s.io/cri-tools/cmd/crictl

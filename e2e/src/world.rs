@@ -144,7 +144,7 @@ impl World {
         Ok(Pod { attachment, namespace })
     }
 
-    /// The chain of a path. Each pod has a network of its own (address range by a counter).
+    /// The chain of a path: a network of its own each time, in name (libcni caches results by it) and address range.
     pub fn network(&self, path: Path) -> Result<CniNetwork> {
         use std::sync::atomic::{AtomicU8, Ordering};
         static INDEX: AtomicU8 = AtomicU8::new(0);
@@ -152,7 +152,7 @@ impl World {
         let ours = || -> Result<_> { Ok(self.agent().plugin_configuration()) };
         let plugin = Program::Plugin;
         let directory = if path.is_ours() { plugin.path()?.parent().map(ToOwned::to_owned) } else { None };
-        let network = CniNetwork::new(&format!("tpt{index}"), directory.as_deref())?;
+        let network = CniNetwork::new(&format!("tpt{}-{index}", std::process::id()), directory.as_deref())?;
         Ok(match path {
             Path::Routed => network.with_main(MainPlugin::Ptp, index),
             Path::AfterPtp => network.with_main(MainPlugin::Ptp, index).with_plugin(ours()?),
@@ -172,11 +172,34 @@ impl World {
     }
 }
 
-/// A pod's namespace on its network.
+/// A pod on its network: its namespace, until it is dropped, which is DEL.
 #[derive(Debug)]
 pub struct Pod {
-    pub attachment: Attachment,
-    pub namespace: Arc<Namespace>,
+    attachment: Attachment,
+    namespace: Arc<Namespace>,
+}
+
+impl Pod {
+    pub fn attachment(&self) -> &Attachment {
+        &self.attachment
+    }
+
+    pub fn namespace(&self) -> &Arc<Namespace> {
+        &self.namespace
+    }
+
+    /// DEL, with its outcome.
+    pub fn detach(mut self) -> Result<()> {
+        self.attachment.detach()
+    }
+}
+
+impl std::ops::Deref for Pod {
+    type Target = Namespace;
+
+    fn deref(&self) -> &Namespace {
+        &self.namespace
+    }
 }
 
 fn count_leaks(outside: &Namespace) -> Result<()> {

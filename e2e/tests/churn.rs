@@ -58,7 +58,7 @@ fn churn(path: Path) {
         return;
     }
     let world = World::new(&WorldOptions::for_path(path)).unwrap();
-    let pod = world.pod(path, "client").unwrap().namespace;
+    let pod = world.pod(path, "client").unwrap();
     // A client's port is not free again for a minute (TIME-WAIT) unless the kernel may reuse it.
     pod.sysctl("net.ipv4.tcp_tw_reuse", "1").unwrap();
     pod.sysctl("net.ipv4.ip_local_port_range", "1024 65000").unwrap();
@@ -124,7 +124,7 @@ fn idle_connections_are_cheap() {
     }
     let path = Path::AfterPtp;
     let world = World::new(&WorldOptions::for_path(path)).unwrap();
-    let pod = world.pod(path, "client").unwrap().namespace;
+    let pod = world.pod(path, "client").unwrap();
     let listener = world.topology.outside.tcp_listen(SocketAddr::new(Host::Web.v4().into(), 0)).unwrap();
     drop(hold(&pod, &listener, 200).unwrap());
     let before = world.agent().rss_kib().unwrap();

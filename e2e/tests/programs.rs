@@ -9,7 +9,7 @@ fn programs(path: Path) {
     }
     let world = World::new(&WorldOptions::for_path(path)).unwrap();
     let pod = world.pod(path, "client").unwrap();
-    let mut report = rows::programs(&world, &pod.namespace);
+    let mut report = rows::programs(&world, &pod);
     report.row("only our own path was used", || rows::no_leak(&world, path));
     report.finish();
 }

@@ -41,7 +41,7 @@ fn restart(path: Path, orderly: bool) {
         return;
     }
     let mut world = World::new(&WorldOptions::for_path(path)).unwrap();
-    let pod = world.pod(path, "client").unwrap().namespace;
+    let pod = world.pod(path, "client").unwrap();
     let mut report = Report::default();
     report.row("works at first", || works(&world, &pod));
     let listener = world.topology.outside.tcp_listen(SocketAddr::new(Host::Web.v4().into(), 0)).unwrap();

@@ -32,7 +32,7 @@ impl Lab {
     }
 
     fn connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
-        self.pod.namespace.tcp_connect(to, LIMIT)
+        self.pod.tcp_connect(to, LIMIT)
     }
 
     /// A connected pair: the pod's end and the server's.
@@ -156,7 +156,7 @@ fn unreachable(lab: &Lab, ip: IpAddr) -> Result<()> {
 
 /// Nothing comes back: the client must stay in SYN-SENT, neither connected nor refused.
 fn black_hole(lab: &Lab, ip: IpAddr) -> Result<()> {
-    let pod = &lab.pod.namespace;
+    let pod = &lab.pod;
     let to = SocketAddr::new(ip, 80);
     thread::scope(|scope| {
         let attempt = scope.spawn(|| pod.tcp_connect(to, Duration::from_secs(3)));
@@ -194,7 +194,7 @@ fn dribble((mut client, mut server): (TcpStream, TcpStream)) -> Result<()> {
 fn datagrams(lab: &Lab, ip: IpAddr) -> Result<()> {
     let server = lab.outside().udp_bind(SocketAddr::new(ip, 0))?;
     let any: SocketAddr = if ip.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
-    let client = lab.pod.namespace.udp_bind(any)?;
+    let client = lab.pod.udp_bind(any)?;
     for socket in [&client, &server] {
         socket.set_read_timeout(Some(LIMIT))?;
     }

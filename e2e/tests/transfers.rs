@@ -18,14 +18,14 @@ fn transfer(
 ) -> World {
     let world = World::new(options).unwrap();
     let pod = world.pod(path, "client").unwrap();
-    prepare(&world, &pod.namespace);
+    prepare(&world, &pod);
     let mut report = Report::default();
     for family in ["-4", "-6"] {
         // One family carries the gigabyte, the other proves that it works too.
         let length = if family == "-4" { length } else { length / 8 };
         let _ = std::fs::remove_file(world.nginx.files().join("large"));
         report.row(format!("{length} bytes each way {family}"), || {
-            rows::transfer(&world, &pod.namespace, family, length)
+            rows::transfer(&world, &pod, family, length)
         });
     }
     report.row("no leak", || rows::no_leak(&world, path));
@@ -116,7 +116,7 @@ fn with_the_ring_overflowing() {
     }
     let path = Path::AfterPtp;
     let world = World::new(&WorldOptions::for_path(path)).unwrap();
-    let pod = world.pod(path, "client").unwrap().namespace;
+    let pod = world.pod(path, "client").unwrap();
     let tun = tun_name(&pod).unwrap();
     pod.ip(&format!("link set {tun} txqueuelen 4")).unwrap();
     let mut report = Report::default();
