@@ -15,6 +15,10 @@ pub struct Cursor<'a> {
     sink: &'a Sink,
 }
 
+/// A mistake that is in the [`Sink`] already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recorded;
+
 /// The keys of a mapping, all known and each there once.
 #[derive(Debug)]
 pub struct Fields<'a> {
@@ -61,12 +65,24 @@ impl<'a> Cursor<'a> {
     /// The mapping here; unknown and repeated keys are recorded.
     pub fn mapping(&self, known: &[&str]) -> Option<Fields<'a>> {
         let fields = self.any_mapping()?;
-        for entry in fields.entries {
+        self.known_keys(known);
+        Some(fields)
+    }
+
+    /// Records the unknown keys of the mapping here, for when the kind of thing shows only after a first look.
+    pub fn known_keys(&self, known: &[&str]) {
+        let Value::Mapping(entries) = &self.node.value else { return };
+        for entry in entries {
             if !known.contains(&entry.key.as_str()) {
                 self.sink.add(entry.line, self.key.as_str(), unknown_key(&entry.key, known));
             }
         }
-        Some(fields)
+    }
+
+    /// The mapping here, whose keys are checked already.
+    pub fn quiet_mapping(&self) -> Option<Fields<'a>> {
+        let Value::Mapping(entries) = &self.node.value else { return None };
+        Some(Fields { entries, place: self.clone() })
     }
 
     /// The mapping here, whose keys are free (labels, say); repeated ones are recorded.
@@ -121,13 +137,11 @@ impl<'a> Cursor<'a> {
             self.expected(&format!("{what} ({}-{})", range.start(), range.end()));
             return None;
         };
-        match text.parse().ok().filter(|number| range.contains(number)) {
-            Some(number) => Some(number),
-            None => {
-                self.wrong(format!("{text} is not {what} ({}-{})", range.start(), range.end()));
-                None
-            }
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        if number.is_none() {
+            self.wrong(format!("{text} is not {what} ({}-{})", range.start(), range.end()));
         }
+        number
     }
 
     pub fn boolean(&self) -> Option<bool> {
@@ -159,6 +173,18 @@ impl<'a> Fields<'a> {
             return None;
         }
         Some(found)
+    }
+
+    /// A key that may be absent, read by `read`, whose `None` is a mistake.
+    pub fn optional<T>(
+        &self,
+        key: &str,
+        read: impl FnOnce(&Cursor<'a>) -> Option<T>,
+    ) -> Result<Option<T>, Recorded> {
+        if !self.has(key) {
+            return Ok(None);
+        }
+        self.get(key).and_then(|place| read(&place)).map(Some).ok_or(Recorded)
     }
 
     /// A key that has to be there; `remedy` says what to write.

@@ -8,7 +8,7 @@ mod mistake;
 mod nearest;
 mod parse;
 
-pub use cursor::{Cursor, Fields};
+pub use cursor::{Cursor, Fields, Recorded};
 pub use mistake::{Mistake, Sink};
 pub use nearest::nearest;
 pub use parse::{SyntaxError, parse};

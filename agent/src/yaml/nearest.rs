@@ -17,13 +17,8 @@ fn distance(one: &str, other: &str) -> usize {
     if one.len() > 64 || other.len() > 64 {
         return usize::MAX;
     }
-    let mut rows = vec![vec![0; other.len() + 1]; one.len() + 1];
-    for (row, cells) in rows.iter_mut().enumerate() {
-        cells[0] = row;
-    }
-    for column in 0..=other.len() {
-        rows[0][column] = column;
-    }
+    // Each row begins with what deleting everything so far costs, the first one holds what inserting does.
+    let mut rows: Vec<Vec<usize>> = (0..=one.len()).map(|row| (row..=row + other.len()).collect()).collect();
     for row in 1..=one.len() {
         for column in 1..=other.len() {
             let replaced = rows[row - 1][column - 1] + usize::from(one[row - 1] != other[column - 1]);

@@ -92,17 +92,20 @@ impl<'a> Builder<'a> {
             let line = self.lines_before + span.start.line();
             let finished = match event {
                 Event::Scalar(text, style, anchor, tag) => {
-                    let value = self.scalar(text, style, tag.as_deref(), line)?;
+                    refuse_tag(tag.as_deref(), line)?;
+                    let value = scalar(text, style, tag.as_deref());
                     self.remember(anchor, Node { line, value })
                 }
                 Event::Alias(anchor) => self.alias(anchor, line)?,
                 Event::SequenceStart(anchor, tag) => {
-                    self.open(&mut open, anchor, tag.as_deref(), line, Content::Sequence(Vec::new()))?;
+                    refuse_tag(tag.as_deref(), line)?;
+                    begin(&mut open, Open { line, anchor, content: Content::Sequence(Vec::new()) })?;
                     continue;
                 }
                 Event::MappingStart(anchor, tag) => {
                     let content = Content::Mapping { entries: Vec::new(), key: None };
-                    self.open(&mut open, anchor, tag.as_deref(), line, content)?;
+                    refuse_tag(tag.as_deref(), line)?;
+                    begin(&mut open, Open { line, anchor, content })?;
                     continue;
                 }
                 Event::SequenceEnd | Event::MappingEnd => {
@@ -125,22 +128,6 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn open(
-        &self,
-        open: &mut Vec<Open>,
-        anchor: usize,
-        tag: Option<&Tag>,
-        line: usize,
-        content: Content,
-    ) -> Result<(), SyntaxError> {
-        refuse_tag(tag.filter(|tag| !tag.is_yaml_core_schema()), line)?;
-        if open.len() == DEPTH {
-            return Err(SyntaxError { line, message: format!("is nested more than {DEPTH} deep") });
-        }
-        open.push(Open { line, anchor, content });
-        Ok(())
-    }
-
     fn remember(&mut self, anchor: usize, node: Node) -> Node {
         if anchor > 0 {
             let size = node.size();
@@ -160,18 +147,6 @@ impl<'a> Builder<'a> {
             return Err(SyntaxError { line, message });
         }
         Ok(node.clone())
-    }
-
-    fn scalar(
-        &self,
-        text: Cow<'_, str>,
-        style: ScalarStyle,
-        tag: Option<&Tag>,
-        line: usize,
-    ) -> Result<Value, SyntaxError> {
-        let is_text = tag.is_some_and(|tag| tag.is_yaml_core_schema() && tag.suffix == "str");
-        refuse_tag(tag.filter(|tag| !tag.is_yaml_core_schema()), line)?;
-        Ok(if is_text || style != ScalarStyle::Plain { Value::Text(text.into_owned()) } else { plain(text) })
     }
 
     fn scan_error(&self, error: &ScanError) -> SyntaxError {
@@ -228,13 +203,28 @@ fn key_text(value: Value, line: usize) -> Result<String, SyntaxError> {
     }
 }
 
+/// Tags of the core schema say what the value is anyway; others ask for a type that no document has.
 fn refuse_tag(tag: Option<&Tag>, line: usize) -> Result<(), SyntaxError> {
     match tag {
-        None => Ok(()),
-        Some(tag) => {
+        Some(tag) if !tag.is_yaml_core_schema() => {
             Err(SyntaxError { line, message: format!("the tag {tag} means nothing here; remove it") })
         }
+        Some(_) | None => Ok(()),
     }
+}
+
+fn begin(open: &mut Vec<Open>, collection: Open) -> Result<(), SyntaxError> {
+    if open.len() == DEPTH {
+        let message = format!("is nested more than {DEPTH} deep");
+        return Err(SyntaxError { line: collection.line, message });
+    }
+    open.push(collection);
+    Ok(())
+}
+
+fn scalar(text: Cow<'_, str>, style: ScalarStyle, tag: Option<&Tag>) -> Value {
+    let is_text = tag.is_some_and(|tag| tag.suffix == "str");
+    if is_text || style != ScalarStyle::Plain { Value::Text(text.into_owned()) } else { plain(text) }
 }
 
 /// The core schema of YAML 1.2, as far as documents here have use for it.

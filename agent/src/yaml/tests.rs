@@ -81,11 +81,18 @@ fn aliases_stand_for_their_anchor() {
 
 #[test]
 fn a_bomb_of_aliases_is_refused() {
-    let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
-    for level in 1..9 {
+    let levels = (1..9).map(|level| {
         let before = format!("*a{}, ", level - 1).repeat(10);
-        text.push_str(&format!("a{level}: &a{level} [{before}]\n"));
-    }
+        format!(
+            "a{level}: &a{level} [{before}]
+"
+        )
+    });
+    let text = format!(
+        "a0: &a0 [x, x, x, x, x, x, x, x, x, x]
+{}",
+        levels.collect::<String>()
+    );
     let error = error(&text);
     assert_eq!(error.message, "the document's aliases expand to more than 10000 values; write them out");
 }
