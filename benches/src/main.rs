@@ -1,1 +1,82 @@
-fn main() {}
+//! `tunproxy-bench`: compares the routed veth path with ours in the same run, and holds the load generator for it.
+
+mod client;
+mod compare;
+mod report;
+mod server;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "tunproxy-bench", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measure both paths in alternating rounds and print the medians (as root).
+    Run(RunArgs),
+    /// The load generator's server: TCP on the given port and the next two, UDP echo on the given port.
+    Serve { address: SocketAddr },
+    /// One measurement against a server; prints JSON.
+    Load {
+        server: SocketAddr,
+        #[command(subcommand)]
+        load: client::Load,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct RunArgs {
+    /// Rounds; each measures every row on both paths.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Idle connections held for the memory row.
+    #[arg(long, default_value_t = 5000)]
+    idle: usize,
+    /// ADDs and DELs for the plugin rows.
+    #[arg(long, default_value_t = 40)]
+    attachments: usize,
+    /// Write everything measured to FILE.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// One short round: shows that everything runs, measures nothing worth keeping.
+    #[arg(long)]
+    quick: bool,
+    /// Measure the routed path only.
+    #[arg(long)]
+    routed_only: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Run(args) => compare::run(args.into()),
+        Command::Serve { address } => server::serve(address),
+        Command::Load { server, load } => {
+            println!("{}", serde_json::to_string(&load.run(server)?)?);
+            Ok(())
+        }
+    }
+}
+
+impl From<RunArgs> for compare::Plan {
+    fn from(args: RunArgs) -> Self {
+        let quick = |value: usize, short: usize| if args.quick { value.min(short) } else { value };
+        Self {
+            rounds: quick(args.rounds, 1),
+            seconds: if args.quick { 0.3 } else { args.seconds },
+            idle: quick(args.idle, 200),
+            attachments: quick(args.attachments, 3),
+            json: args.json,
+            ours: !args.routed_only,
+        }
+    }
+}

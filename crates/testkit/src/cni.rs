@@ -3,8 +3,10 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -153,6 +155,7 @@ impl CniNetwork {
             interface: "eth0".to_owned(),
             result: Value::Null,
             attached: true,
+            calls: Mutex::default(),
         };
         attachment.add()?;
         Ok(attachment)
@@ -178,9 +181,23 @@ pub struct Attachment {
     interface: String,
     result: Value,
     attached: bool,
+    calls: Mutex<Vec<PluginCall>>,
+}
+
+/// How long one plugin took for one verb, as a whole process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluginCall {
+    pub plugin: String,
+    pub verb: String,
+    pub took: Duration,
 }
 
 impl Attachment {
+    /// Every call so far, in order.
+    pub fn calls(&self) -> Vec<PluginCall> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The last plugin's result.
     pub fn result(&self) -> &Value {
         &self.result
@@ -237,7 +254,7 @@ impl Attachment {
             input["prevResult"] = previous.clone();
         }
         let path = std::env::join_paths(&self.network.path)?;
-        let mut command = self.node.command(self.network.find(kind)?);
+        let mut command = Command::new(self.network.find(kind)?);
         command
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", &self.container)
@@ -245,7 +262,14 @@ impl Attachment {
             .env("CNI_IFNAME", &self.interface)
             .env("CNI_ARGS", self.identity.cni_args())
             .env("CNI_PATH", path);
-        let output = output_with_input(&mut command, &serde_json::to_vec(&input)?)?;
+        let input = serde_json::to_vec(&input)?;
+        // Started from a thread inside the node's namespace, so that the time is the plugin's alone.
+        let (output, took) = self.node.enter(|| {
+            let began = Instant::now();
+            output_with_input(&mut command, &input).map(|output| (output, began.elapsed()))
+        })?;
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.push(PluginCall { plugin: kind.to_owned(), verb: verb.to_owned(), took });
         if output.status.success() {
             return Ok(output.stdout);
         }

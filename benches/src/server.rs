@@ -1,0 +1,88 @@
+//! The server's side: streams on one port, one-byte connections on the next, held connections on the third, UDP echo.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::thread;
+
+use anyhow::{Context, Result};
+
+pub const UPLOAD: u8 = b'u';
+pub const DOWNLOAD: u8 = b'd';
+pub const ECHO: u8 = b'e';
+pub const CHUNK: usize = 128 * 1024;
+
+/// Where short connections go.
+pub fn short_port(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip(), address.port() + 1)
+}
+
+/// Where idle connections go.
+pub fn idle_port(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip(), address.port() + 2)
+}
+
+pub fn serve(address: SocketAddr) -> Result<()> {
+    let bind = |address| TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"));
+    let (streams, short, idle) = (bind(address)?, bind(short_port(address))?, bind(idle_port(address))?);
+    let datagrams = UdpSocket::bind(address)?;
+    thread::spawn(move || echo_datagrams(&datagrams));
+    for _ in 0..4 {
+        let short = short.try_clone()?;
+        thread::spawn(move || answer_short(&short));
+    }
+    thread::spawn(move || hold(&idle));
+    println!("ready");
+    for stream in streams.incoming() {
+        let stream = stream?;
+        thread::spawn(move || serve_stream(stream));
+    }
+    Ok(())
+}
+
+/// The first byte says what the stream is for. An end is how every measurement ends, so it is no error.
+fn serve_stream(mut stream: TcpStream) -> Option<()> {
+    stream.set_nodelay(true).ok()?;
+    let mut command = [0];
+    stream.read_exact(&mut command).ok()?;
+    let mut buffer = vec![0x5a; CHUNK];
+    match command[0] {
+        UPLOAD => while stream.read(&mut buffer).ok()? > 0 {},
+        DOWNLOAD => loop {
+            stream.write_all(&buffer).ok()?;
+        },
+        ECHO => loop {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).ok()?;
+            stream.write_all(&byte).ok()?;
+        },
+        _ => {}
+    }
+    Some(())
+}
+
+fn answer_short(listener: &TcpListener) {
+    for mut stream in listener.incoming().flatten() {
+        let _ = stream.write_all(b"x");
+    }
+}
+
+fn hold(listener: &TcpListener) {
+    let mut held = Vec::new();
+    for mut stream in listener.incoming().flatten() {
+        let mut bytes = [0; 5];
+        if stream.read_exact(&mut bytes).and_then(|()| stream.write_all(&bytes)).is_ok() {
+            held.push(stream);
+        }
+        // The clients of a finished measurement have closed theirs.
+        if held.len().is_multiple_of(1024) {
+            held.retain(|stream| stream.set_nonblocking(true).is_ok() && stream.peek(&mut [0]).is_err());
+        }
+    }
+}
+
+fn echo_datagrams(socket: &UdpSocket) {
+    let mut buffer = vec![0; 65_536];
+    while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+        let _ = socket.send_to(&buffer[..length], from);
+    }
+}
