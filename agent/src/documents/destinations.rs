@@ -21,7 +21,7 @@ fn destination(place: &Cursor<'_>) -> Option<Destination> {
     match (fields.has("domains"), fields.has("networks")) {
         (true, false) => {
             if let Some(except) = fields.get("except") {
-                except.wrong("goes with `networks` only; for names, put a Deny rule before this one");
+                except.wrong("goes with `networks` only; for names, add a Deny rule");
                 return None;
             }
             Some(Destination::Domains(listed(&fields.get("domains")?, "domain", domain)?))
@@ -36,7 +36,10 @@ fn destination(place: &Cursor<'_>) -> Option<Destination> {
             None
         }
         (false, false) => {
-            place.wrong("names no destination; give `domains` or `networks`");
+            // A misspelt key is told already.
+            if fields.each().all(|(key, _)| key == "except") {
+                place.wrong("names no destination; give `domains` or `networks`");
+            }
             None
         }
     }

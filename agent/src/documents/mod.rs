@@ -61,7 +61,7 @@ impl Documents {
     /// The upstream that a setting means: a URL, which joins the upstreams here, or a document: a ClusterUpstream's name or
     /// an Upstream's `namespace/name`.
     pub fn default_upstream(&mut self, setting: &str) -> Result<UpstreamRef, DefaultUpstreamError> {
-        if setting == "direct" || setting.contains("://") {
+        if setting == "direct" || setting.contains("://") || setting.contains('@') {
             let spec = parse_upstream_url(setting)?;
             let reference = spec.reference.clone();
             if !reference.is_direct() {

@@ -17,13 +17,14 @@ const UNITS: [(&str, u64); 8] = [
 
 /// A positive number of bytes, plain or with a unit.
 pub(super) fn bytes(place: &Cursor<'_>) -> Option<u64> {
-    let text = match place.value() {
-        Value::Number(text) | Value::Text(text) => text.as_str(),
-        Value::Null | Value::Bool(_) | Value::Sequence(_) | Value::Mapping(_) => place.text()?,
+    const SHAPE: &str = "is not a number of bytes (as in 500k or 10Mi, at least 1)";
+    let (Value::Number(text) | Value::Text(text)) = place.value() else {
+        place.wrong(SHAPE);
+        return None;
     };
     let parsed = parse_bytes(text);
     if parsed.is_none() {
-        place.wrong(format!("{text:?} is not a number of bytes (as in 500k or 10Mi, at least 1)"));
+        place.wrong(format!("{text:?} {SHAPE}"));
     }
     parsed
 }

@@ -145,6 +145,11 @@ pub(super) fn read(spec: &Cursor<'_>, identity: &Identity) -> Option<UpstreamDoc
 fn address(fields: &Fields<'_>) -> Option<Endpoint> {
     let place = fields.require("address", "write host:port, [v6]:port or unix:/path")?;
     let text = place.text()?;
+    if text.contains('@') {
+        // Without showing it: this is where a password lands.
+        place.wrong("holds a user; put user and password into a Secret and name it under `auth`");
+        return None;
+    }
     match Endpoint::parse(text) {
         Ok(endpoint) => Some(endpoint),
         Err(error) => {

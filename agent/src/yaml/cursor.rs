@@ -134,7 +134,10 @@ impl<'a> Cursor<'a> {
     /// A whole number; `what` names it in the mistake ("a port").
     pub fn integer(&self, range: RangeInclusive<u64>, what: &str) -> Option<u64> {
         let Value::Number(text) = &self.node.value else {
-            self.expected(&format!("{what} ({}-{})", range.start(), range.end()));
+            let quoted = matches!(&self.node.value, Value::Text(text) if text.parse::<u64>().is_ok());
+            let remedy = if quoted { "; remove the quotes" } else { "" };
+            let found = self.node.value.kind();
+            self.wrong(format!("expected {what} ({}-{}), found {found}{remedy}", range.start(), range.end()));
             return None;
         };
         let number = text.parse().ok().filter(|number| range.contains(number));

@@ -150,7 +150,8 @@ impl<'a> Builder<'a> {
     }
 
     fn scan_error(&self, error: &ScanError) -> SyntaxError {
-        let message = format!("is not YAML: {}", error.info());
+        let remedy = if error.info().starts_with("tabs") { "; indent with spaces" } else { "" };
+        let message = format!("is not YAML: {}{remedy}", error.info());
         SyntaxError { line: self.lines_before + error.marker().line(), message }
     }
 

@@ -15,7 +15,11 @@ pub enum NameError {
     Empty,
     #[error("the name is longer than 253 octets")]
     TooLong,
-    #[error("label {0:?} is empty, longer than 63 octets or holds a character that names do not have")]
+    #[error("a label of it is empty (a dot at the beginning, or two in a row)")]
+    EmptyLabel,
+    #[error("its label {0:?} is longer than 63 octets")]
+    LongLabel(String),
+    #[error("its label {0:?} holds a character that names do not have")]
     BadLabel(String),
     #[error("a `*` stands alone or as the whole first label, as in *.example.com")]
     Wildcard,
@@ -37,18 +41,22 @@ impl DomainName {
         if ascii.len() > 253 {
             return Err(NameError::TooLong);
         }
-        for label in ascii.split('.') {
-            let valid = (1..=63).contains(&label.len())
-                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
-            if !valid {
-                return Err(NameError::BadLabel(label.to_owned()));
-            }
-        }
+        ascii.split('.').try_for_each(check_label)?;
         Ok(Self(ascii.into()))
     }
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+fn check_label(label: &str) -> Result<(), NameError> {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    match label.len() {
+        0 => Err(NameError::EmptyLabel),
+        1..=63 if label.bytes().all(known) => Ok(()),
+        1..=63 => Err(NameError::BadLabel(label.to_owned())),
+        _ => Err(NameError::LongLabel(label.to_owned())),
     }
 }
 
@@ -134,9 +142,9 @@ mod tests {
         for (text, expected) in [
             ("", NameError::Empty),
             (".", NameError::Empty),
-            ("a..b", NameError::BadLabel(String::new())),
+            ("a..b", NameError::EmptyLabel),
             ("a b.com", NameError::BadLabel("a b".to_owned())),
-            (&long_label, NameError::BadLabel(long_label.clone())),
+            (&long_label, NameError::LongLabel(long_label.clone())),
             (&long_name, NameError::TooLong),
         ] {
             assert_eq!(DomainName::parse(text), Err(expected), "{text:?}");
