@@ -1,1 +1,81 @@
-fn main() {}
+//! The node agent's program: reads the command line and calls the library.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::{ColorChoice, CommandFactory, FromArgMatches};
+use tunproxy_agent::cli::{Cli, Command, CompletionsArgs, ManArgs};
+use tunproxy_agent::{commands, exec, serve, tun};
+
+/// Exit status when explain cannot answer (1 says "denied").
+const UNANSWERED: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = parse();
+    let no_color = cli.no_color;
+    match cli.command {
+        Command::Serve(args) => report(serve::run(&args, no_color), 1),
+        Command::Exec(args) => report(exec::run(&args, no_color), exec::FAILED),
+        Command::Tun(args) => report(tun::run(&args, no_color), 1),
+        Command::Explain(args) => report(answer(|out| commands::explain::run(&args, out)), UNANSWERED),
+        Command::Validate(args) => report(answer(|out| commands::validate::run(&args, out)), 1),
+        Command::Completions(args) => report(print_completions(&args), 1),
+        Command::Man(args) => report(print_manual(&args), 1),
+        Command::ExecInit(args) => exec::init::run(&args.command),
+    }
+}
+
+/// `--no-color` counts for the help and the errors of the command line too, so it is looked for before the rest.
+fn parse() -> Cli {
+    let no_color =
+        std::env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--no-color");
+    let color = if no_color { ColorChoice::Never } else { ColorChoice::Auto };
+    let matches = Cli::command().color(color).get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+fn answer(run: impl FnOnce(&mut dyn Write) -> anyhow::Result<u8>) -> anyhow::Result<ExitCode> {
+    let mut out = std::io::stdout().lock();
+    let code = run(&mut out)?;
+    out.flush()?;
+    Ok(ExitCode::from(code))
+}
+
+/// Several mistakes are told as they are, one a line, for tools that jump to them.
+fn report(result: anyhow::Result<ExitCode>, failed: u8) -> ExitCode {
+    let error = match result {
+        Ok(code) => return code,
+        Err(error) => error,
+    };
+    let text = format!("{error:#}");
+    let mut out = std::io::stderr().lock();
+    // With standard error gone there is only the exit status left to tell.
+    let _ = if text.contains('\n') { writeln!(out, "{text}") } else { writeln!(out, "error: {text}") };
+    ExitCode::from(failed)
+}
+
+fn print_completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
+    let mut command = Cli::command();
+    let mut text = Vec::new();
+    clap_complete::generate(args.shell, &mut command, "tunproxy-agent", &mut text);
+    std::io::stdout().lock().write_all(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_manual(args: &ManArgs) -> anyhow::Result<ExitCode> {
+    match &args.out {
+        Some(folder) => {
+            std::fs::create_dir_all(folder)?;
+            clap_mangen::generate_to(Cli::command(), folder)?;
+            if std::io::stderr().is_terminal() {
+                eprintln!("manual pages written to {}", folder.display());
+            }
+        }
+        None => {
+            let mut text = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut text)?;
+            std::io::stdout().lock().write_all(&text)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

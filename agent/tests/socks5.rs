@@ -5,9 +5,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use tunproxy_agent::upstream::socks5::{
-    ConnectError, Credentials, HandshakeError, Proxy, ProxyAddress, Reply, Target,
-};
+use tunproxy_agent::documents::Endpoint;
+use tunproxy_agent::upstream::socks5::{ConnectError, Credentials, HandshakeError, Proxy, Reply, Target};
 use tunproxy_policy::DomainName;
 use tunproxy_testkit::servers::{Danted, DnsServer, Microsocks};
 use tunproxy_testkit::topology::{UNREACHABLE_V4, UNREACHABLE_V6};
@@ -23,7 +22,7 @@ fn connect(node: &Namespace, proxy: &Proxy, target: Target) -> Result<OwnedFd, C
 }
 
 fn proxy(address: SocketAddr, credentials: Option<Credentials>) -> Proxy {
-    let address = ProxyAddress::Tcp { host: address.ip().to_string(), port: address.port() };
+    let address = Endpoint::Tcp { host: address.ip().to_string(), port: address.port() };
     Proxy { address, credentials, timeout: LIMIT }
 }
 

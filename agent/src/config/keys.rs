@@ -277,7 +277,7 @@ fn parse_filter(raw: &Raw) -> Result<String, Wrong> {
 }
 
 /// A URL's password is not for the screen.
-fn redact(upstream: &str) -> String {
+pub fn redact(upstream: &str) -> String {
     let Some((scheme, rest)) = upstream.split_once("://") else { return upstream.to_owned() };
     match rest.rsplit_once('@') {
         Some((_, host)) => format!("{scheme}://***@{host}"),

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 
 pub use flags::ConfigFlags;
-pub use keys::KEYS;
+pub use keys::{KEYS, redact};
 pub use size::ByteSize;
 pub use value::{Mistake, Origin, Raw};
 

@@ -8,6 +8,7 @@ use tunproxy_datapath::{CloseReason, FlowRecord};
 use tunproxy_policy::{Verdict, Workload};
 
 use super::{FlowLog, Totals};
+use crate::worker::FlowSink;
 
 const VERDICTS: [&str; 3] = ["allowed", "audited", "denied"];
 
@@ -21,19 +22,6 @@ pub struct Recorder {
 impl Recorder {
     pub fn new(log: Option<FlowLog>) -> Self {
         Self { log, ..Self::default() }
-    }
-
-    /// Takes the record of a flow that ended now. Never blocks.
-    pub fn take(&self, workload: &Arc<Workload>, record: FlowRecord) {
-        let verdict = match record.outcome {
-            Outcome::Allowed(Verdict::Allowed) => 0,
-            Outcome::Allowed(Verdict::Audited) => 1,
-            Outcome::Denied(_) => 2,
-        };
-        self.counts[verdict][record.close as usize].fetch_add(1, Ordering::Relaxed);
-        if let Some(log) = &self.log {
-            log.record(workload.clone(), record);
-        }
     }
 
     /// Every verdict and close reason that occurred, with its count.
@@ -54,6 +42,20 @@ impl Recorder {
     pub fn reopen_log(&self) {
         if let Some(log) = &self.log {
             log.reopen();
+        }
+    }
+}
+
+impl FlowSink for Recorder {
+    fn record(&self, workload: &Arc<Workload>, record: FlowRecord) {
+        let verdict = match record.outcome {
+            Outcome::Allowed(Verdict::Allowed) => 0,
+            Outcome::Allowed(Verdict::Audited) => 1,
+            Outcome::Denied(_) => 2,
+        };
+        self.counts[verdict][record.close as usize].fetch_add(1, Ordering::Relaxed);
+        if let Some(log) = &self.log {
+            log.record(workload.clone(), record);
         }
     }
 }

@@ -5,7 +5,7 @@ mod handshake;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -13,23 +13,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::Instant;
 
-pub use handshake::{BadCredentials, Credentials, Handshake, HandshakeError, Reply, Target};
+use crate::documents::Endpoint;
 
-/// Where the proxy listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ProxyAddress {
-    /// A host name or an address literal; names are resolved by the node, anew for each connection.
-    Tcp {
-        host: String,
-        port: u16,
-    },
-    Unix(PathBuf),
-}
+pub use handshake::{BadCredentials, Credentials, Handshake, HandshakeError, Reply, Target};
 
 /// One SOCKS5 server and how to talk to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proxy {
-    pub address: ProxyAddress,
+    /// Names are resolved by the node, anew for each connection.
+    pub address: Endpoint,
     pub credentials: Option<Credentials>,
     /// From the first packet to the proxy until its reply to CONNECT.
     pub timeout: Duration,
@@ -59,8 +51,8 @@ impl Proxy {
     pub async fn connect(&self, target: Target, mark: Option<u32>) -> Result<OwnedFd, ConnectError> {
         let within = tokio::time::timeout(self.timeout, async {
             match &self.address {
-                ProxyAddress::Tcp { host, port } => self.connect_tcp(host, *port, target, mark).await,
-                ProxyAddress::Unix(path) => self.connect_unix(path, target).await,
+                Endpoint::Tcp { host, port } => self.connect_tcp(host, *port, target, mark).await,
+                Endpoint::Unix(path) => self.connect_unix(path, target).await,
             }
         });
         within.await.unwrap_or_else(|_| {
@@ -80,7 +72,7 @@ impl Proxy {
         Ok(stream.into_std().map_err(|source| self.local(source))?.into())
     }
 
-    async fn connect_unix(&self, path: &PathBuf, target: Target) -> Result<OwnedFd, ConnectError> {
+    async fn connect_unix(&self, path: &Path, target: Target) -> Result<OwnedFd, ConnectError> {
         let mut stream = UnixStream::connect(path).await.map_err(|source| self.unreachable(source))?;
         self.shake_hands(&mut stream, target).await?;
         Ok(stream.into_std().map_err(|source| self.local(source))?.into())
@@ -143,18 +135,8 @@ impl Proxy {
     }
 }
 
-impl std::fmt::Display for ProxyAddress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
 /// A socket that is marked before its first packet, so that the node's own routing keeps it out of our TUN.
-fn open_socket(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpSocket> {
+pub(super) fn open_socket(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_nodelay(true)?;
     if let Some(mark) = mark {

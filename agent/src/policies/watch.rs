@@ -47,7 +47,8 @@ impl DocumentWatch {
             return std::future::pending().await;
         }
         let deadline = Instant::now() + AT_MOST;
-        let quiet = async { while timeout(QUIET, self.events.recv()).await.is_ok_and(|event| event.is_some()) {} };
+        let quiet =
+            async { while timeout(QUIET, self.events.recv()).await.is_ok_and(|event| event.is_some()) {} };
         let _ = timeout_at(deadline, quiet).await;
     }
 }
@@ -57,7 +58,11 @@ fn is_change(event: &Event) -> bool {
     match event.kind {
         EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
         EventKind::Access(_) => false,
-        EventKind::Any | EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_) | EventKind::Other => true,
+        EventKind::Any
+        | EventKind::Create(_)
+        | EventKind::Modify(_)
+        | EventKind::Remove(_)
+        | EventKind::Other => true,
     }
 }
 

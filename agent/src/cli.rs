@@ -1,0 +1,222 @@
+//! The command line: what the agent can be told, with help and examples. No behaviour.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands::{explain::ExplainArgs, validate::ValidateArgs};
+use crate::config::{ConfigFlags, DefaultAction};
+
+const EXAMPLES: &str = "\
+Examples:
+  Run a command under a policy, without a cluster and without root:
+    tunproxy-agent exec --policy policy.yaml -- curl https://api.example.com
+
+  Carry what goes into a TUN over a SOCKS5 proxy:
+    tunproxy-agent tun --device tun0 --upstream socks5://127.0.0.1:1080
+
+  Ask what a policy says, without sending a packet:
+    tunproxy-agent explain --policy policy.yaml --to api.example.com:443";
+
+/// Decides and carries every flow that leaves a pod.
+///
+/// The agent owns the TUN of each pod, terminates TCP, UDP and ICMP in user space, asks the policy for each flow and
+/// connects what is allowed, directly or through an upstream. What is refused is refused at once, with a record of
+/// the rule that decided.
+#[derive(Debug, Parser)]
+#[command(name = "tunproxy-agent", version, after_help = EXAMPLES, max_term_width = 110)]
+pub struct Cli {
+    /// Print without colours (so does the variable NO_COLOR, or an output that is not a terminal).
+    #[arg(long, global = true)]
+    pub no_color: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Serve(Box<ServeArgs>),
+    Exec(ExecArgs),
+    Tun(TunArgs),
+    Explain(ExplainArgs),
+    Validate(ValidateArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
+    #[command(hide = true)]
+    ExecInit(ExecInitArgs),
+}
+
+/// Serve the pods of this node.
+///
+/// Listens for the CNI plugin, keeps each attachment on disk, serves every attached pod again after a restart, and
+/// applies policy documents as they change. A broken edit keeps the last good policies in force and says so.
+///
+/// Signals: TERM and INT stop in order, HUP reads the documents again and reopens the flow log.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tunproxy-agent serve --config /etc/tunproxy/agent.yaml --policy /etc/tunproxy/policies
+  tunproxy-agent serve --config agent.yaml --print-config
+  TUNPROXY_WORKERS=4 tunproxy-agent serve --flow-log-path stdout")]
+pub struct ServeArgs {
+    /// The settings' file; without it, defaults, environment and flags.
+    #[arg(long, value_name = "FILE", env = "TUNPROXY_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Print the settings in force and where each comes from, and end.
+    #[arg(long)]
+    pub print_config: bool,
+    #[command(flatten)]
+    pub settings: ConfigFlags,
+}
+
+/// Run a command in a network of its own, under a policy.
+///
+/// CMD starts in a new network namespace (a user namespace too when not root) whose only way out is the policy.
+/// Its exit status is passed on (128+n when signal n ended it); nothing is left behind. Refused flows are listed at
+/// the end.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tunproxy-agent exec --policy policy.yaml -- curl https://api.example.com
+  tunproxy-agent exec --upstream socks5://127.0.0.1:1080 -- git clone https://git.example.com/r.git
+  tunproxy-agent exec --policy policies/ --namespace shop --labels app=web --log flows.jsonl -- ./run-tests
+  tunproxy-agent exec --default Deny -- sh          (nothing leaves)")]
+pub struct ExecArgs {
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Record each flow in FILE, one JSON line each (- is standard output).
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Do not list refused flows at the end.
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// How much the agent itself says on standard error: error, warn, info, debug, trace.
+    #[arg(long, default_value = "warn", value_name = "FILTER", env = "TUNPROXY_LOG_LEVEL")]
+    pub log_level: String,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// Serve a TUN of this network namespace.
+///
+/// The device is an existing one (made by `ip tuntap` or another program), a new one, or a descriptor handed over.
+/// With --setup it gets addresses and routes that send this host's traffic into it, and all of it is removed at the
+/// end; the agent's own connections stay outside by their firewall mark.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ip tuntap add mode tun multi_queue dev tun0 && ip addr add 198.18.0.1/15 dev tun0 && ip link set tun0 up
+  tunproxy-agent tun --device tun0 --upstream socks5://127.0.0.1:1080
+
+  tunproxy-agent tun --device tun0 --setup --policy policy.yaml --log flows.jsonl
+  tunproxy-agent tun --fd 3 --upstream direct:// 3<>/dev/net/tun")]
+pub struct TunArgs {
+    /// The TUN's name; made if it does not exist.
+    #[arg(long, value_name = "NAME", required_unless_present = "fd", conflicts_with = "fd")]
+    pub device: Option<String>,
+    /// A descriptor of a TUN, inherited from the parent process.
+    #[arg(long, value_name = "N")]
+    pub fd: Option<RawFd>,
+    /// Add addresses and routes, and remove them at the end.
+    #[arg(long, conflicts_with = "fd")]
+    pub setup: bool,
+    /// Firewall mark of the agent's own connections, which routing keeps out of the TUN.
+    #[arg(long, default_value_t = 0x7470, value_name = "N", value_parser = parse_mark)]
+    pub mark: u32,
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Record each flow in FILE, one JSON line each (- is standard output).
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// How much to say on standard error: error, warn, info, debug, trace.
+    #[arg(long, default_value = "info", value_name = "FILTER", env = "TUNPROXY_LOG_LEVEL")]
+    pub log_level: String,
+}
+
+/// Which policy holds, and for whom.
+#[derive(Clone, Debug, Args)]
+pub struct PolicyArgs {
+    /// A file or folder of policy documents; may be given several times.
+    #[arg(long = "policy", value_name = "PATH")]
+    pub policies: Vec<PathBuf>,
+    /// What happens where no policy selects the workload.
+    #[arg(long, value_enum, default_value_t = DefaultAction::Allow, value_name = "ACTION")]
+    pub default: DefaultAction,
+    /// The upstream of rules that name none: direct, a URL such as socks5://user:password@host:port, or the name of
+    /// an Upstream document.
+    #[arg(
+        long,
+        default_value = "direct",
+        value_name = "URL|NAME",
+        hide_env_values = true,
+        env = "TUNPROXY_UPSTREAM"
+    )]
+    pub upstream: String,
+    /// The namespace whose policies apply.
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    pub namespace: String,
+    /// Labels that policies select by: a=b, separated by commas or given several times.
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = parse_label)]
+    pub labels: Vec<(String, String)>,
+}
+
+impl PolicyArgs {
+    /// The upstream without what must not be shown.
+    pub fn upstream_shown(&self) -> String {
+        crate::config::redact(&self.upstream)
+    }
+
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        self.labels.iter().cloned().collect()
+    }
+}
+
+/// Print a completion script for a shell.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  tunproxy-agent completions bash > /etc/bash_completion.d/tunproxy-agent")]
+pub struct CompletionsArgs {
+    pub shell: clap_complete::Shell,
+}
+
+/// Print the manual page, or write the pages of all commands to a folder.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tunproxy-agent man | man -l -
+  tunproxy-agent man --out /usr/local/share/man/man1")]
+pub struct ManArgs {
+    /// Write one page for each command into DIR.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+/// The child of `exec` before it becomes the command.
+#[derive(Debug, Args)]
+pub struct ExecInitArgs {
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<OsString>,
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        Some(_) | None => Err("a label is KEY=VALUE".to_owned()),
+    }
+}
+
+fn parse_mark(text: &str) -> Result<u32, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    match parsed {
+        Ok(mark) if mark > 0 => Ok(mark),
+        Ok(_) | Err(_) => Err("a mark is a number from 1 to 4294967295, also as 0x7470".to_owned()),
+    }
+}

@@ -1,0 +1,76 @@
+//! The child of `exec`: one thread, from the agent's program to the command's.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use rustix::process::{Signal, set_parent_process_death_signal};
+use tunproxy_linux_net::sandbox::{self, SandboxPlan};
+
+use super::FAILED;
+use super::channel::{Init, Plan};
+
+/// As shells say it.
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+/// Becomes the command, or says why not.
+pub fn run(command: &[OsString]) -> ExitCode {
+    match set_up() {
+        Ok(()) => become_command(command),
+        // The parent is told over the channel; without one, a person called this by hand.
+        Err(SetUp::Told) => ExitCode::from(FAILED),
+        Err(SetUp::NoParent(error)) => {
+            eprintln!("tunproxy-agent: exec-init is started by `tunproxy-agent exec` only: {error}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+enum SetUp {
+    Told,
+    NoParent(io::Error),
+}
+
+impl From<io::Error> for SetUp {
+    fn from(error: io::Error) -> Self {
+        Self::NoParent(error)
+    }
+}
+
+fn set_up() -> Result<(), SetUp> {
+    // A command whose TUN nobody serves is of no use, and nothing is to be left behind.
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from)?;
+    // The copy is closed when the command starts; standard input itself is replaced by the real one.
+    let init = Init::new(io::stdin().as_fd().try_clone_to_owned()?);
+    let (plan, stdin) = init.plan()?;
+    rustix::stdio::dup2_stdin(stdin).map_err(io::Error::from)?;
+    match sandbox::enter(&sandbox_plan(plan)) {
+        Ok(tun) => init.ready(&tun.queues)?,
+        Err(error) => {
+            init.failed(error.to_string())?;
+            return Err(SetUp::Told);
+        }
+    }
+    init.wait()?;
+    Ok(())
+}
+
+fn sandbox_plan(plan: Plan) -> SandboxPlan {
+    SandboxPlan {
+        tun_name: plan.tun_name,
+        queues: plan.queues,
+        mtu: plan.mtu,
+        addresses: plan.addresses,
+        resolv_conf: Some(plan.resolv_conf),
+    }
+}
+
+fn become_command(command: &[OsString]) -> ExitCode {
+    let [program, arguments @ ..] = command else { return ExitCode::from(FAILED) };
+    let error = Command::new(program).args(arguments).exec();
+    eprintln!("tunproxy-agent: {}: {error}", program.display());
+    ExitCode::from(if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE })
+}

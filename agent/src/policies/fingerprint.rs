@@ -1,0 +1,85 @@
+//! Whether files changed, without reading them.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// What `stat` says of every file under some paths; symbolic links are followed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fingerprint(BTreeMap<PathBuf, Stamp>);
+
+/// The change time moves with every write and rename, and nobody can set it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Fingerprint {
+    /// Of the files `paths`, and of what is directly in the folders among them. What is not there counts as such.
+    pub fn of(paths: &[PathBuf]) -> Self {
+        let mut stamps = BTreeMap::new();
+        for path in paths {
+            match fs::read_dir(path) {
+                Ok(entries) => entries.flatten().for_each(|entry| add(&mut stamps, &entry.path())),
+                Err(_) => add(&mut stamps, path),
+            }
+        }
+        Self(stamps)
+    }
+}
+
+fn add(stamps: &mut BTreeMap<PathBuf, Stamp>, path: &Path) {
+    if let Ok(metadata) = fs::metadata(path) {
+        stamps.insert(path.to_owned(), Stamp::from(&metadata));
+    }
+}
+
+impl From<&Metadata> for Stamp {
+    fn from(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_seen_and_a_look_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let policies = folder.path().join("policies");
+        fs::create_dir(&policies).unwrap();
+        let single = folder.path().join("single.yaml");
+        let paths = [policies.clone(), single.clone()];
+        let mut seen = vec![Fingerprint::of(&paths)];
+        let mut changed = |what: &str| {
+            let now = Fingerprint::of(&paths);
+            assert!(!seen.contains(&now), "{what} was not seen");
+            assert_eq!(now, Fingerprint::of(&paths));
+            seen.push(now);
+        };
+        fs::write(&single, "a").unwrap();
+        changed("a new file");
+        fs::write(policies.join("a.yaml"), "a").unwrap();
+        changed("a file in a folder");
+        fs::write(folder.path().join("new"), "a").unwrap();
+        fs::rename(folder.path().join("new"), policies.join("a.yaml")).unwrap();
+        changed("a replaced file of the same size");
+        fs::remove_file(&single).unwrap();
+        changed("a removed file");
+
+        let before = Fingerprint::of(&paths);
+        fs::write(folder.path().join("unrelated"), "a").unwrap();
+        fs::read(policies.join("a.yaml")).unwrap();
+        assert_eq!(before, Fingerprint::of(&paths));
+    }
+}

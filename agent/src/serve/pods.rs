@@ -1,0 +1,455 @@
+//! The pods of this node: what is attached, on disk and in the datapath, from the plugin's first word to the last.
+//!
+//! One lock covers every change. It is held for about a millisecond at worst (one fsync), and it makes the order of
+//! disk, datapath and table the same for all.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tunproxy_ipc::{
+    AttachRequest, Attachment, AttachmentKey, Checked, ErrorCode, Failure, GcRequest, InterfaceAddress,
+    NamespaceId, PodIdentity, PrepareRequest, Request, Response, Settings, Status, Tombstones,
+};
+use tunproxy_linux_net::{NetNs, NetNsId, TunError, tun};
+use tunproxy_policy::Workload;
+
+use super::store::{Store, StoreError};
+use crate::config::Networks;
+use crate::policies::Policies;
+use crate::worker::{PodConfig, PodId, PodSnapshot, Workers};
+
+/// How pods are plumbed and bounded.
+#[derive(Clone, Debug)]
+pub struct PodSettings {
+    pub networks: Networks,
+    /// Queues of each TUN.
+    pub queues: u16,
+    /// Attached interfaces.
+    pub limit: usize,
+}
+
+/// Marks, inside the pod, the replies to connections from outside; they leave by the main interface.
+const REPLY_MARK: u32 = 0x7470;
+
+/// Everything attached.
+#[derive(Debug)]
+pub struct Pods {
+    workers: Workers,
+    store: Store,
+    tombstones: Tombstones,
+    policies: Arc<Policies>,
+    settings: PodSettings,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    pods: BTreeMap<AttachmentKey, Pod>,
+    next_id: u64,
+}
+
+#[derive(Debug)]
+struct Pod {
+    attachment: Attachment,
+    workload: Arc<Workload>,
+    state: State,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Served(PodId),
+    /// Kept from before a restart, and its TUN cannot be opened; nothing leaves the pod. Tried again by the sweep.
+    Broken(String),
+}
+
+/// One attachment for the status page.
+#[derive(Debug)]
+pub struct PodStatus {
+    pub attachment: Attachment,
+    /// Absent where the pod is not served; then `problem` says why.
+    pub snapshot: Option<PodSnapshot>,
+    pub problem: Option<String>,
+}
+
+impl Pods {
+    pub fn new(
+        workers: Workers,
+        store: Store,
+        tombstones: Tombstones,
+        policies: Arc<Policies>,
+        settings: PodSettings,
+    ) -> Self {
+        Self { workers, store, tombstones, policies, settings, table: Mutex::default() }
+    }
+
+    /// Answers one request of the plugin. Blocks on the disk and on other namespaces.
+    pub fn handle(&self, request: Request, fds: Vec<OwnedFd>) -> Result<Response, Failure> {
+        match request {
+            Request::Prepare(request) => self.prepare(&request).map(Response::Settings),
+            Request::Attach(AttachRequest { attachment }) => {
+                self.attach(attachment, fds).map(|()| Response::Attached)
+            }
+            Request::Detach(key) => self.detach(&key).map(|_| Response::Detached).map_err(from_store),
+            Request::Gc(request) => self.collect(&request).map(|removed| Response::Collected { removed }),
+            Request::Check(key) => Ok(Response::Checked(self.check(&key))),
+            Request::Status => Ok(Response::Status(self.status())),
+        }
+    }
+
+    /// Serves every pod that was attached when the last agent ended. Those whose namespace is gone are forgotten.
+    pub fn restore(&self) -> Result<(), StoreError> {
+        let (attachments, unreadable) = self.store.load()?;
+        for file in unreadable {
+            tracing::error!(path = %file.path.display(), reason = file.reason,
+                "an attachment cannot be read; its pod is not served (nothing leaves it); delete the file and the pod");
+        }
+        let mut table = self.lock();
+        let buried = self.drain_tombstones(&mut table);
+        for attachment in attachments.into_iter().filter(|attachment| !buried.contains(&attachment.key)) {
+            self.restore_one(&mut table, attachment);
+        }
+        Ok(())
+    }
+
+    /// Forgets the pods whose namespace is gone without a DEL, and tries the broken ones again.
+    pub fn sweep(&self) {
+        let mut table = self.lock();
+        self.drain_tombstones(&mut table);
+        let all: Vec<Attachment> = table.pods.values().map(|pod| pod.attachment.clone()).collect();
+        for attachment in all {
+            let broken = matches!(table.pods[&attachment.key].state, State::Broken(_));
+            match namespace_of(&attachment) {
+                Presence::Gone => {
+                    tracing::info!(key = %attachment.key, "the pod's namespace is gone without a DEL: forgotten");
+                    self.forget(&mut table, &attachment.key);
+                }
+                Presence::There(_) if broken => self.restore_one(&mut table, attachment),
+                Presence::There(_) | Presence::Unknown(_) => {}
+            }
+        }
+    }
+
+    /// Gives every pod what the current documents say; live flows are judged again.
+    pub fn apply_policies(&self) {
+        let table = self.lock();
+        let resolvers = self.resolvers();
+        for pod in table.pods.values() {
+            if let State::Served(id) = pod.state {
+                self.workers.set_policy(id, self.policies.for_workload(&pod.workload), resolvers.clone());
+            }
+        }
+    }
+
+    /// Detaches `key`; true if it was attached. One that is not is no error.
+    pub fn detach(&self, key: &AttachmentKey) -> Result<bool, StoreError> {
+        let mut table = self.lock();
+        let was_attached = self.forget(&mut table, key);
+        self.store.remove(key)?;
+        Ok(was_attached)
+    }
+
+    pub fn status(&self) -> Status {
+        let broken = self.lock().pods.values().filter(|pod| matches!(pod.state, State::Broken(_))).count();
+        let resident = self.policies.current().is_some();
+        let message = match (resident, broken) {
+            (false, _) => no_policy(&self.policies),
+            (true, 0) => String::new(),
+            (true, count) => {
+                format!("{count} pods that were attached before the agent's restart are not served")
+            }
+        };
+        Status { ready: resident, degraded: !resident || broken > 0, message }
+    }
+
+    /// Every attachment with its counters.
+    pub fn list(&self) -> Vec<PodStatus> {
+        let mut snapshots: BTreeMap<u64, PodSnapshot> =
+            self.workers.snapshot().into_iter().map(|snapshot| (snapshot.id.0, snapshot)).collect();
+        let table = self.lock();
+        let status = |pod: &Pod| match &pod.state {
+            State::Served(id) => PodStatus {
+                attachment: pod.attachment.clone(),
+                snapshot: snapshots.remove(&id.0),
+                problem: None,
+            },
+            State::Broken(reason) => PodStatus {
+                attachment: pod.attachment.clone(),
+                snapshot: None,
+                problem: Some(reason.clone()),
+            },
+        };
+        table.pods.values().map(status).collect()
+    }
+
+    /// Ends every flow; the attachments stay on disk for the next agent.
+    pub fn stop(&self) {
+        let mut table = self.lock();
+        for pod in std::mem::take(&mut table.pods).into_values() {
+            if let State::Served(id) = pod.state {
+                self.workers.detach(id);
+            }
+        }
+    }
+
+    fn prepare(&self, request: &PrepareRequest) -> Result<Settings, Failure> {
+        if self.policies.current().is_none() {
+            return Err(Failure { code: ErrorCode::NotReady, message: no_policy(&self.policies) });
+        }
+        let table = self.lock();
+        if !table.pods.contains_key(&request.key) && table.pods.len() >= self.settings.limit {
+            return Err(Failure {
+                code: ErrorCode::LimitReached,
+                message: format!("{} pods are attached; raise limits.pods", table.pods.len()),
+            });
+        }
+        Ok(Settings {
+            enrolled: true,
+            queues: self.settings.queues,
+            mtu: None,
+            mark: REPLY_MARK,
+            pods: self.settings.networks.pods.clone(),
+            services: self.settings.networks.services.clone(),
+        })
+    }
+
+    fn attach(&self, attachment: Attachment, mut fds: Vec<OwnedFd>) -> Result<(), Failure> {
+        let queues = check_descriptors(&attachment, &mut fds)?;
+        let mut table = self.lock();
+        self.refuse_conflict(&table, &attachment)?;
+        self.store.save(&attachment).map_err(from_store)?;
+        // A removal that could not be told belongs to what was there before, not to this attachment.
+        if let Err(error) = self.tombstones.remove(&attachment.key) {
+            tracing::warn!(%error, "a stale tombstone stays");
+        }
+        let key = attachment.key.clone();
+        if let Err(error) = self.serve(&mut table, attachment, queues) {
+            // Nothing may stay behind: the plugin takes the pod's plumbing down again.
+            self.forget(&mut table, &key);
+            let _ = self.store.remove(&key);
+            return Err(Failure {
+                code: ErrorCode::Internal,
+                message: format!("the datapath cannot serve the pod: {error}"),
+            });
+        }
+        tracing::info!(%key, pod = %name_of(&table.pods[&key].workload), "attached");
+        Ok(())
+    }
+
+    /// A repeated ADD of one pod converges; another pod under the same key is somebody's mistake.
+    fn refuse_conflict(&self, table: &Table, attachment: &Attachment) -> Result<(), Failure> {
+        let Some(known) = table.pods.get(&attachment.key) else { return Ok(()) };
+        let same = known.attachment.netns == attachment.netns;
+        if same || matches!(namespace_of(&known.attachment), Presence::Gone) {
+            return Ok(());
+        }
+        Err(Failure {
+            code: ErrorCode::Conflict,
+            message: format!(
+                "{} is attached in {}; run DEL for it first",
+                attachment.key,
+                known.attachment.netns_path.display()
+            ),
+        })
+    }
+
+    /// Hands the queues to the datapath, in the place of what was served under the key before.
+    fn serve(&self, table: &mut Table, attachment: Attachment, queues: Vec<OwnedFd>) -> std::io::Result<()> {
+        let workload = Arc::new(workload_of(&attachment.pod));
+        if let Some(Pod { state: State::Served(old), .. }) = table.pods.remove(&attachment.key) {
+            self.workers.detach(old);
+        }
+        table.next_id += 1;
+        let id = PodId(table.next_id);
+        self.workers.attach(PodConfig {
+            id,
+            workload: workload.clone(),
+            queues,
+            vnet_header: true,
+            addresses: attachment.addresses.iter().map(InterfaceAddress::ip).collect::<Vec<IpAddr>>(),
+            mtu: u16::try_from(attachment.mtu).unwrap_or(u16::MAX),
+            policy: self.policies.for_workload(&workload),
+            resolvers: self.resolvers(),
+            dns_alias: None,
+        })?;
+        table.pods.insert(attachment.key.clone(), Pod { attachment, workload, state: State::Served(id) });
+        Ok(())
+    }
+
+    fn restore_one(&self, table: &mut Table, attachment: Attachment) {
+        let key = attachment.key.clone();
+        let problem = match namespace_of(&attachment) {
+            Presence::Gone => {
+                tracing::info!(%key, "the pod went away while the agent was down: forgotten");
+                self.forget(table, &key);
+                return;
+            }
+            Presence::Unknown(problem) => problem,
+            Presence::There(namespace) => match reopen(&namespace, &attachment) {
+                Ok(queues) => match self.serve(table, attachment.clone(), queues) {
+                    Ok(()) => {
+                        tracing::info!(%key, "served again");
+                        return;
+                    }
+                    Err(error) => error.to_string(),
+                },
+                Err(error) => error.to_string(),
+            },
+        };
+        tracing::error!(%key, problem, "a pod cannot be served again; nothing leaves it; deleting the pod heals it");
+        let workload = Arc::new(workload_of(&attachment.pod));
+        table.pods.insert(key, Pod { attachment, workload, state: State::Broken(problem) });
+    }
+
+    fn forget(&self, table: &mut Table, key: &AttachmentKey) -> bool {
+        let Some(pod) = table.pods.remove(key) else {
+            return false;
+        };
+        if let State::Served(id) = pod.state {
+            self.workers.detach(id);
+        }
+        if let Err(error) = self.store.remove(key) {
+            tracing::warn!(%error, "an attachment stays on disk; it is swept at the next start");
+        }
+        tracing::info!(%key, pod = %name_of(&pod.workload), "detached");
+        true
+    }
+
+    /// Carries out the removals of the time when no agent was there.
+    fn drain_tombstones(&self, table: &mut Table) -> Vec<AttachmentKey> {
+        let keys = self.tombstones.read().unwrap_or_else(|error| {
+            tracing::warn!(%error, "removals that the plugin left cannot be read; dead pods are found by their namespaces");
+            Vec::new()
+        });
+        for key in &keys {
+            self.forget(table, key);
+            let removed = self.store.remove(key).map_err(|error| error.to_string());
+            if let Err(error) =
+                removed.and_then(|()| self.tombstones.remove(key).map_err(|error| error.to_string()))
+            {
+                tracing::warn!(error, %key, "a removal could not be carried out; it is tried again");
+            }
+        }
+        keys
+    }
+
+    fn collect(&self, request: &GcRequest) -> Result<Vec<AttachmentKey>, Failure> {
+        let mut table = self.lock();
+        let stale: Vec<AttachmentKey> = table
+            .pods
+            .values()
+            .map(|pod| &pod.attachment)
+            .filter(|attachment| {
+                attachment.network == request.network && !request.valid.contains(&attachment.key)
+            })
+            .map(|attachment| attachment.key.clone())
+            .collect();
+        for key in &stale {
+            self.forget(&mut table, key);
+        }
+        Ok(stale)
+    }
+
+    fn check(&self, key: &AttachmentKey) -> Checked {
+        let mut problems = Vec::new();
+        match self.lock().pods.get(key).map(|pod| &pod.state) {
+            Some(State::Served(_)) => {}
+            Some(State::Broken(reason)) => problems.push(format!("the agent does not serve it: {reason}")),
+            None => problems.push(format!("the agent does not know {key}; delete and create the pod")),
+        }
+        if self.policies.current().is_none() {
+            problems.push(no_policy(&self.policies));
+        }
+        Checked { ok: problems.is_empty(), problems }
+    }
+
+    fn resolvers(&self) -> Arc<[IpAddr]> {
+        self.policies.current().map(|generation| generation.resolvers.clone()).unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether the pod's namespace is still the one it was attached in.
+enum Presence {
+    There(NetNs),
+    Gone,
+    Unknown(String),
+}
+
+fn namespace_of(attachment: &Attachment) -> Presence {
+    match NetNs::open(&attachment.netns_path) {
+        Ok(namespace) if same(namespace.id(), attachment.netns) => Presence::There(namespace),
+        // The path was given to a successor: a namespace keeps its inode as long as it lives.
+        Ok(_) => Presence::Gone,
+        Err(error) if error.is_gone() => Presence::Gone,
+        Err(error) => Presence::Unknown(error.to_string()),
+    }
+}
+
+fn reopen(namespace: &NetNs, attachment: &Attachment) -> Result<Vec<OwnedFd>, TunError> {
+    Ok(tun::reopen_in(namespace, &attachment.tun_name, attachment.queues)?.queues)
+}
+
+/// The descriptors of an Attach: the namespace it speaks of, then the queues, as many as it says.
+fn check_descriptors(attachment: &Attachment, fds: &mut Vec<OwnedFd>) -> Result<Vec<OwnedFd>, Failure> {
+    let bad = |message: String| Failure { code: ErrorCode::BadRequest, message };
+    let expected = usize::from(attachment.queues) + 1;
+    if attachment.queues == 0 || fds.len() != expected {
+        return Err(bad(format!(
+            "{} descriptors came for {} queues; a network namespace and the queues are expected",
+            fds.len(),
+            attachment.queues
+        )));
+    }
+    let queues = fds.split_off(1);
+    let namespace = fds.pop().expect("counted above");
+    let namespace =
+        NetNs::from_fd(namespace, Path::new("(of the plugin)")).map_err(|error| bad(error.to_string()))?;
+    if !same(namespace.id(), attachment.netns) {
+        return Err(bad("the namespace's descriptor is not that of the attachment".to_owned()));
+    }
+    if namespace.is_host() {
+        return Err(bad("the host's own network namespace is not attached".to_owned()));
+    }
+    Ok(queues)
+}
+
+fn same(id: NetNsId, recorded: NamespaceId) -> bool {
+    (id.device, id.inode) == (recorded.device, recorded.inode)
+}
+
+fn workload_of(pod: &PodIdentity) -> Workload {
+    Workload {
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        uid: pod.uid.clone(),
+        labels: pod.labels.clone(),
+        ..Workload::default()
+    }
+}
+
+fn name_of(workload: &Workload) -> String {
+    format!("{}/{}", workload.namespace, workload.name)
+}
+
+fn no_policy(policies: &Policies) -> String {
+    match policies.mistakes().as_slice() {
+        [] => "the policy documents are not read yet; try again".to_owned(),
+        [first, rest @ ..] => {
+            format!("the policy documents are broken, {} mistakes, the first: {first}", rest.len() + 1)
+        }
+    }
+}
+
+fn from_store(error: StoreError) -> Failure {
+    let code = match error {
+        StoreError::BadKey { .. } => ErrorCode::BadRequest,
+        StoreError::Io { .. } | StoreError::InUse { .. } => ErrorCode::Internal,
+    };
+    Failure { code, message: error.to_string() }
+}
