@@ -82,9 +82,14 @@ pub struct Plumbed {
     pub addresses: Vec<IpNet>,
 }
 
-/// Steers the pod; repeated, it converges and opens further queues. On failure nothing of it stays.
+/// Steers the pod; repeated, it converges and opens further queues. When the first time fails, nothing of it stays.
 pub fn plumb_chained(namespace: &NetNs, plan: &ChainedPlan) -> Result<Plumbed, SteeringError> {
-    undo_on_failure(namespace, &plan.owner, || chained::plumb(namespace, plan))
+    let existed = is_plumbed(namespace, &plan.owner)?;
+    let result = chained::plumb(namespace, plan);
+    if result.is_err() && !existed {
+        let _ = unplumb(namespace, &plan.owner);
+    }
+    result
 }
 
 /// Makes the pod's interface. An interface of that name is an error and stays as it is.
@@ -114,14 +119,14 @@ pub fn unplumb(namespace: &NetNs, owner: &Owner) -> Result<(), SteeringError> {
         }
     }
     let slot = Slot::of(&owner.ifname);
-    remove_rules(&mut netlink, slot)?;
-    remove_routes(&mut netlink, slot.table())?;
+    let others = || links.iter().filter_map(|link| Owner::from_alias(link.alias.as_deref()?));
+    // A refused attempt whose name hashes to another interface's slot: what is there belongs to that one.
+    if others().all(|other| other.ifname == owner.ifname || Slot::of(&other.ifname) != slot) {
+        remove_rules(&mut netlink, slot)?;
+        remove_routes(&mut netlink, slot.table())?;
+    }
     // What a standalone interface put into the main table is shared by those of the pod: the last one takes it along.
-    let alone = links
-        .iter()
-        .filter_map(|link| Owner::from_alias(link.alias.as_deref()?))
-        .all(|found| found == *owner);
-    if alone {
+    if others().all(|other| other == *owner) {
         remove_routes(&mut netlink, MAIN_TABLE)?;
     }
     if let Some(link) = links.iter().find(|link| link.name == owner.ifname && link.group == INTERFACE_GROUP) {
@@ -130,26 +135,14 @@ pub fn unplumb(namespace: &NetNs, owner: &Owner) -> Result<(), SteeringError> {
     Ok(())
 }
 
-/// Which devices of tunproxy are in the namespace, by owner.
-pub fn owners(namespace: &NetNs) -> Result<Vec<Owner>, SteeringError> {
+/// The owner's TUN is there: a caller that fails later leaves it, lest a running pod lose its steering.
+pub fn is_plumbed(namespace: &NetNs, owner: &Owner) -> Result<bool, SteeringError> {
     let links = Netlink::open_in(namespace)??.links()?;
-    Ok(links.iter().filter_map(|link| Owner::from_alias(link.alias.as_deref()?)).collect())
+    let mut owners = links.iter().filter_map(|link| Owner::from_alias(link.alias.as_deref()?));
+    Ok(owners.any(|found| found == *owner))
 }
 
 pub use verify::{verify_chained, verify_standalone};
-
-fn undo_on_failure(
-    namespace: &NetNs,
-    owner: &Owner,
-    work: impl FnOnce() -> Result<Plumbed, SteeringError>,
-) -> Result<Plumbed, SteeringError> {
-    work().inspect_err(|error| {
-        // What stands under our names but is not ours was not made by this attempt.
-        if !matches!(error, SteeringError::Tun(TunError::Foreign { .. }) | SteeringError::TableTaken { .. }) {
-            let _ = unplumb(namespace, owner);
-        }
-    })
-}
 
 fn remove_rules(netlink: &mut Netlink, slot: Slot) -> Result<(), NetlinkError> {
     let priorities = slot.priorities();

@@ -1,0 +1,193 @@
+//! Delegation to the plugin that hands out addresses: it gets our environment and our configuration, bounded in time
+//! and output.
+
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde_json::Value;
+use tunproxy_ipc::AttachmentKey;
+
+use crate::deadline::Deadline;
+use crate::error::PluginError;
+use crate::invocation::Environment;
+
+/// Longest answer that is read.
+const MAX_OUTPUT: u64 = 1 << 20;
+
+/// The ipam plugin of this configuration.
+#[derive(Debug)]
+pub struct Ipam<'a> {
+    name: &'a str,
+    path: PathBuf,
+    /// The network configuration, as it came.
+    input: &'a [u8],
+}
+
+/// What an ADD handed out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lease {
+    pub addresses: Vec<IpNet>,
+    pub dns: Option<Value>,
+}
+
+/// A verb of ours, or one with another container in the place of ours.
+#[derive(Debug, Clone, Copy)]
+pub enum Call<'a> {
+    Add,
+    Del,
+    Check,
+    Gc,
+    Status,
+    /// DEL of an attachment that only GC knows.
+    DelOf(&'a AttachmentKey),
+}
+
+impl<'a> Ipam<'a> {
+    pub fn find(environment: &Environment, name: &'a str, input: &'a [u8]) -> Result<Self, PluginError> {
+        let directories = environment.plugin_path();
+        let candidates =
+            directories.split(':').filter(|dir| !dir.is_empty()).map(|dir| Path::new(dir).join(name));
+        let path = candidates.into_iter().find(|path| is_program(path)).ok_or_else(|| {
+            PluginError::IpamMissing { plugin: name.to_owned(), path: format!("{directories:?}") }
+        })?;
+        Ok(Self { name, path, input })
+    }
+
+    pub fn add(&self, deadline: &Deadline) -> Result<Lease, PluginError> {
+        let output = self.call(Call::Add, deadline)?;
+        parse_lease(&output)
+            .map_err(|reason| PluginError::IpamAnswer { plugin: self.name.to_owned(), reason })
+    }
+
+    /// Runs the plugin and returns what it printed; its own error document becomes [`PluginError::Ipam`].
+    pub fn call(&self, call: Call<'_>, deadline: &Deadline) -> Result<Vec<u8>, PluginError> {
+        let failed = |source| PluginError::IpamRun { plugin: self.name.to_owned(), source };
+        let mut child = self.command(call).spawn().map_err(failed)?;
+        let result = self.converse(&mut child, deadline);
+        if result.is_err() {
+            let _ = child.kill();
+        }
+        let status = child.wait().map_err(failed)?;
+        let output = result?;
+        if status.success() { Ok(output) } else { Err(self.refusal(&output, status.code())) }
+    }
+
+    fn command(&self, call: Call<'_>) -> Command {
+        let mut command = Command::new(&self.path);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let verb = match call {
+            Call::Add => "ADD",
+            Call::Del | Call::DelOf(_) => "DEL",
+            Call::Check => "CHECK",
+            Call::Gc => "GC",
+            Call::Status => "STATUS",
+        };
+        command.env("CNI_COMMAND", verb);
+        if let Call::DelOf(key) = call {
+            command
+                .env("CNI_CONTAINERID", &key.container_id)
+                .env("CNI_IFNAME", &key.ifname)
+                .env("CNI_NETNS", "");
+        }
+        command
+    }
+
+    /// Feeds the child on a thread of its own, reads on another, and waits for its end no longer than the deadline.
+    fn converse(&self, child: &mut Child, deadline: &Deadline) -> Result<Vec<u8>, PluginError> {
+        let failed = |source| PluginError::IpamRun { plugin: self.name.to_owned(), source };
+        let timed_out =
+            || PluginError::IpamTimedOut { plugin: self.name.to_owned(), limit: deadline.total() };
+        let (mut stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        let input = self.input.to_vec();
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || {
+            // A plugin that does not read its input decides for itself.
+            let _ = stdin.take().map(|mut pipe| pipe.write_all(&input));
+        });
+        thread::spawn(move || {
+            let mut output = Vec::new();
+            let read = stdout.map_or(Ok(0), |pipe| pipe.take(MAX_OUTPUT).read_to_end(&mut output));
+            let _ = sender.send(read.map(|_| output));
+        });
+        let output = receiver.recv_timeout(deadline.left()).map_err(|_| timed_out())?.map_err(failed)?;
+        if !ends_within(child, deadline.left()).map_err(failed)? {
+            return Err(timed_out());
+        }
+        Ok(output)
+    }
+
+    fn refusal(&self, output: &[u8], status: Option<i32>) -> PluginError {
+        let document: Value = serde_json::from_slice(output).unwrap_or_default();
+        let text = |key| document.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        match document.get("code").and_then(Value::as_u64) {
+            Some(code) => PluginError::Ipam { code, message: text("msg"), details: text("details") },
+            None => PluginError::IpamAnswer {
+                plugin: self.name.to_owned(),
+                reason: match status {
+                    Some(status) => format!("exit status {status} without an error document"),
+                    None => "killed by a signal".into(),
+                },
+            },
+        }
+    }
+}
+
+fn is_program(path: &Path) -> bool {
+    path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+fn ends_within(child: &Child, limit: Duration) -> io::Result<bool> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+    let descriptor = pidfd_open(pid, PidfdFlags::empty())?;
+    let limit = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) };
+    let mut fds = [PollFd::new(&descriptor, PollFlags::IN)];
+    Ok(poll(&mut fds, Some(&limit))? > 0)
+}
+
+fn parse_lease(output: &[u8]) -> Result<Lease, String> {
+    let document: Value = serde_json::from_slice(output).map_err(|error| format!("no JSON: {error}"))?;
+    let list = document.get("ips").and_then(Value::as_array).filter(|list| !list.is_empty());
+    let mut addresses = Vec::new();
+    for entry in list.ok_or("no address in its result")? {
+        let text = entry.get("address").and_then(Value::as_str).unwrap_or_default();
+        addresses.push(text.parse().map_err(|_| format!("{text:?} is not an address with a prefix length"))?);
+    }
+    let dns = document.get("dns").filter(|dns| dns.as_object().is_some_and(|dns| !dns.is_empty())).cloned();
+    Ok(Lease { addresses, dns })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leases_are_read_in_every_shape() {
+        let new = br#"{"ips": [{"address": "10.1.0.2/24"}, {"address": "fd00::2/64"}], "dns": {}}"#;
+        let lease = parse_lease(new).unwrap();
+        assert_eq!((lease.addresses.len(), lease.dns), (2, None));
+        let old =
+            br#"{"ips": [{"version": "4", "address": "10.1.0.2/24"}], "dns": {"nameservers": ["10.0.0.1"]}}"#;
+        assert!(parse_lease(old).unwrap().dns.is_some());
+    }
+
+    #[test]
+    fn an_answer_without_an_address_says_so() {
+        for (answer, wanted) in [
+            ("", "no JSON"),
+            ("{}", "no address"),
+            (r#"{"ips": []}"#, "no address"),
+            (r#"{"ips": [{"address": "10.1.0.2"}]}"#, "\"10.1.0.2\" is not an address"),
+        ] {
+            let error = parse_lease(answer.as_bytes()).unwrap_err();
+            assert!(error.contains(wanted), "{answer}: {error}");
+        }
+    }
+}
