@@ -3,6 +3,7 @@
 //! Every row can also run over the plain routed path ([`Path::Routed`]), without any of our programs: that proves the
 //! row itself, and tells a broken test from a broken product.
 
+pub mod demo;
 pub mod rows;
 pub mod runtime;
 pub mod world;

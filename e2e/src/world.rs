@@ -109,10 +109,8 @@ impl World {
         let microsocks = Microsocks::start(outside, socks, SOCKS_AUTH_PORT, SOCKS_USER, SOCKS_PASSWORD)?;
         let iperf = Host::Iperf.both().map(|ip| Iperf::start(outside, ip, IPERF_PORT));
         let iperf = iperf.into_iter().collect::<Result<_>>()?;
-        let agent = match options.agent {
-            true => Some(AgentProcess::start(&topology.node, &options.agent_options)?),
-            false => None,
-        };
+        let agent = || AgentProcess::start(&topology.node, &options.agent_options);
+        let agent = options.agent.then(agent).transpose()?;
         let scratch = tempfile::Builder::new().prefix("tpt-e2e-").tempdir()?;
         Ok(Self { agent, nginx, dns, sshd, danted, microsocks, iperf, git, topology, scratch })
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tunproxy_e2e::{Path, Pod, Report, World, WorldOptions, rows};
 use tunproxy_testkit::topology::{BLACK_HOLE_V4, BLACK_HOLE_V6, UNREACHABLE_V4, UNREACHABLE_V6};
-use tunproxy_testkit::{Host, Namespace, root_or_skip, wait};
+use tunproxy_testkit::{AgentProcess, Host, Namespace, root_or_skip, wait};
 
 const LIMIT: Duration = Duration::from_secs(15);
 
@@ -217,7 +217,7 @@ fn slow_reader(lab: &Lab, ip: IpAddr, pod_is_slow: bool) -> Result<()> {
     const FLOWS: usize = 8;
     const PER_FLOW: usize = 24 << 20;
     let data = Arc::new(pattern(PER_FLOW, 1));
-    let before = lab.world.agent.as_ref().map(|agent| agent.rss_kib()).transpose()?;
+    let before = lab.world.agent.as_ref().map(AgentProcess::rss_kib).transpose()?;
     let filling: Vec<_> = (0..FLOWS)
         .map(|_| {
             let (client, server) = lab.pair(ip)?;

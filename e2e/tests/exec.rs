@@ -1,0 +1,209 @@
+//! `tunproxy-agent exec`: status and signals pass through, policy holds, nothing is left; as root and without.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal};
+use tunproxy_e2e::{Path, Report, World, WorldOptions};
+use tunproxy_testkit::process::output;
+use tunproxy_testkit::{Host, Program, root_or_skip, wait};
+
+/// Runs `exec` in the node's namespace, so that only the node's own network is touched.
+struct Lab {
+    world: World,
+    directory: tempfile::TempDir,
+    agent: PathBuf,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let world =
+            World::new(&WorldOptions { agent: false, ..WorldOptions::for_path(Path::Routed) }).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let policy = "apiVersion: tunproxy.io/v1alpha1\nkind: EgressPolicy\nmetadata: {name: p, namespace: default}\nspec:\n  rules:\n  \
+                      - {name: site, action: Allow, to: [{domains: [allowed.test]}]}\n";
+        std::fs::write(directory.path().join("policy.yaml"), policy).unwrap();
+        // An ordinary user must be able to read the policy and run the program, wherever the build's directory is.
+        let agent = directory.path().join("tunproxy-agent");
+        std::fs::copy(Program::Agent.path().unwrap(), &agent).unwrap();
+        open_to_all(directory.path());
+        Self { world, directory, agent }
+    }
+
+    fn command(&self, as_root: bool, options: &[&str], program: &[&str]) -> Command {
+        let mut command = self.world.topology.node.command_with_resolver("env");
+        if !as_root {
+            command.args(["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]);
+        }
+        command.arg(&self.agent).arg("exec").args(options).arg("--").args(program);
+        command
+    }
+
+    fn run(&self, as_root: bool, options: &[&str], program: &[&str]) -> Result<Output> {
+        output(&mut self.command(as_root, options, program))
+    }
+
+    fn policy(&self) -> String {
+        self.directory.path().join("policy.yaml").display().to_string()
+    }
+}
+
+fn open_to_all(directory: &std::path::Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn exec(as_root: bool) {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut report = Report::default();
+    for status in [0, 1, 42, 255] {
+        report.row(format!("exit status {status}"), || {
+            let output = lab.run(as_root, &[], &["sh", "-c", &format!("exit {status}")])?;
+            ensure!(output.status.code() == Some(status), "{}: {}", output.status, text(&output));
+            Ok(())
+        });
+    }
+    report.row("a command that does not exist", || {
+        let output = lab.run(as_root, &[], &["/no/such/program"])?;
+        ensure!(
+            output.status.code() == Some(127) && text(&output).contains("/no/such/program"),
+            "{}",
+            text(&output)
+        );
+        Ok(())
+    });
+    report.row("the death by a signal is 128 + its number", || {
+        let output = lab.run(as_root, &[], &["sh", "-c", "kill -KILL $$"])?;
+        ensure!(output.status.code() == Some(137), "{}: {}", output.status, text(&output));
+        Ok(())
+    });
+    report.row("signals reach the command", || signals(&lab, as_root));
+    report.row("standard input, output and error pass through", || {
+        let mut command = lab.command(as_root, &[], &["sh", "-c", "cat; echo error >&2"]);
+        let output = tunproxy_testkit::process::output_with_input(&mut command, b"hello")?;
+        ensure!(output.stdout == b"hello" && text(&output).contains("error"), "{}", text(&output));
+        Ok(())
+    });
+    report.row("allowed by name", || {
+        let output =
+            lab.run(as_root, &["--policy", &lab.policy()], &["curl", "-sS", "http://allowed.test/"])?;
+        ensure!(
+            output.status.success() && text(&output).starts_with("allowed.test over"),
+            "{}",
+            text(&output)
+        );
+        Ok(())
+    });
+    report.row("refused by name", || {
+        let output =
+            lab.run(as_root, &["--policy", &lab.policy()], &["curl", "-sS", "http://other.test/"])?;
+        ensure!(output.status.code() == Some(7), "{}: {}", output.status, text(&output));
+        Ok(())
+    });
+    report.row("over IPv6", || {
+        let output = lab.run(as_root, &[], &["curl", "-sS", &format!("http://[{}]/", Host::Web.v6())])?;
+        ensure!(output.status.success() && text(&output).contains("over HTTP/1.1"), "{}", text(&output));
+        Ok(())
+    });
+    report.row("through a SOCKS5 proxy", || {
+        let proxy = format!("socks5://pod:p%40ss%3Aword@{}:1081", Host::Socks.v4());
+        let output = lab.run(as_root, &["--upstream", &proxy], &["curl", "-sS", "http://allowed.test/"])?;
+        ensure!(output.status.success(), "{}", text(&output));
+        let log = lab.world.microsocks.log();
+        ensure!(log.contains("connected to allowed.test:80"), "{log}");
+        Ok(())
+    });
+    report.row("the flow log", || {
+        let file = lab.directory.path().join(format!("flows-{as_root}.jsonl"));
+        std::fs::write(&file, "")?;
+        std::os::unix::fs::chown(&file, Some(65534), None)?;
+        let options = ["--policy", &lab.policy(), "--log", &file.display().to_string()];
+        lab.run(as_root, &options, &["curl", "-sS", "http://allowed.test/"])?;
+        let text = std::fs::read_to_string(&file)?;
+        let line = text
+            .lines()
+            .find(|line| line.contains("allowed.test") && line.contains(":80"))
+            .context(text.clone())?;
+        let flow: serde_json::Value = serde_json::from_str(line)?;
+        ensure!(flow["rule"] == "site" && flow["verdict"] == "allowed", "{flow}");
+        Ok(())
+    });
+    report.finish();
+}
+
+/// TERM to `exec` ends the command, which may handle it.
+fn signals(lab: &Lab, as_root: bool) -> Result<()> {
+    let marker = lab.directory.path().join(format!("ready-{as_root}"));
+    std::fs::create_dir(&marker)?;
+    std::os::unix::fs::chown(&marker, Some(65534), Some(65534))?;
+    let script = format!("trap 'exit 33' TERM; touch {0}/up; while :; do sleep 0.05; done", marker.display());
+    let mut command = lab.command(as_root, &[], &["sh", "-c", &script]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    wait::until_true("the command to run", Duration::from_secs(10), || marker.join("up").exists())?;
+    rustix::process::kill_process(Pid::from_child(&child), Signal::TERM)?;
+    let ended = wait::until("its end", Duration::from_secs(10), || child.try_wait().ok().flatten());
+    if ended.is_err() {
+        child.kill()?;
+    }
+    let status = ended?;
+    ensure!(status.code() == Some(33), "ended with {status} (signal {:?})", status.signal());
+    Ok(())
+}
+
+#[test]
+fn as_root() {
+    exec(true);
+}
+
+#[test]
+fn as_an_ordinary_user() {
+    exec(false);
+}
+
+/// 1,000 runs in a row, two at once, as root and as a user in turn.
+#[test]
+fn a_thousand_runs_leave_nothing() {
+    const RUNS: usize = 1_000;
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let count = || -> (usize, usize, usize) {
+        let links = lab.world.topology.node.ip_json("link").unwrap().as_array().map_or(0, Vec::len);
+        let processes = lab.world.topology.node.pids().len();
+        let namespaces = std::fs::read_dir("/run/netns").map_or(0, Iterator::count);
+        (links, processes, namespaces)
+    };
+    let before = count();
+    let mounts_before = mounts();
+    std::thread::scope(|scope| {
+        for worker in 0..2 {
+            let lab = &lab;
+            scope.spawn(move || {
+                for index in 0..RUNS / 2 {
+                    let output = lab.run(index % 2 == worker, &[], &["true"]).unwrap();
+                    assert!(output.status.success(), "run {index}: {}", text(&output));
+                }
+            });
+        }
+    });
+    let after = count();
+    assert_eq!((before.0, before.1), (after.0, after.1), "links and processes in the node's namespace");
+    assert_eq!(mounts_before, mounts(), "mounts");
+}
+
+/// Mounts that a sandbox could leave; other tests' namespaces come and go meanwhile.
+fn mounts() -> usize {
+    let text = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    text.lines().filter(|line| line.contains("resolv.conf")).count()
+}

@@ -1,0 +1,155 @@
+//! Policy on live traffic: reload, broken edits, flows that are no longer allowed, fairness of names.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tunproxy_e2e::{Path, Report, World, WorldOptions, rows};
+use tunproxy_testkit::{Host, Namespace, root_or_skip, wait};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+fn policy(rules: &str) -> String {
+    format!(
+        "apiVersion: tunproxy.io/v1alpha1\nkind: EgressPolicy\nmetadata: {{name: p, namespace: default}}\nspec:\n  rules:\n{rules}"
+    )
+}
+
+const ALLOW_WEB: &str =
+    "  - {name: web, action: Allow, to: [{networks: [198.51.100.10/32, \"2001:db8:100::a/128\"]}]}\n";
+const ALLOW_OTHER: &str = "  - {name: other, action: Allow, to: [{networks: [198.51.100.11/32]}]}\n";
+
+fn reaches(pod: &Namespace, host: Host) -> bool {
+    pod.accepts(SocketAddr::new(host.v4().into(), 80), Duration::from_secs(2))
+}
+
+#[test]
+fn edits_take_effect_and_broken_ones_do_not() {
+    if !root_or_skip() {
+        return;
+    }
+    let options = WorldOptions::for_path(Path::AfterPtp).with_policy(&policy(ALLOW_WEB));
+    let world = World::new(&options).unwrap();
+    let pod = world.pod(Path::AfterPtp, "client").unwrap();
+    let agent = world.agent();
+    let mut report = Report::default();
+    report.row("the first policy holds", || {
+        ensure!(reaches(&pod, Host::Web) && !reaches(&pod, Host::OtherWeb));
+        Ok(())
+    });
+    report.row("a live flow is reset when its rule goes, and others are not", || {
+        let mut doomed = open(&world, &pod, Host::Web)?;
+        agent.write_policy("00.yaml", &policy(ALLOW_OTHER))?;
+        wait::until_true("the new policy", LIMIT, || {
+            reaches(&pod, Host::OtherWeb) && !reaches(&pod, Host::Web)
+        })?;
+        let error = doomed.0.read(&mut [0]).err().context("an orderly end instead of a reset")?;
+        ensure!(error.kind() == ErrorKind::ConnectionReset, "{error}");
+        agent
+            .wait_for_flow("the flow that the change ended", |flow| flow["close"] == "policy-changed")
+            .map(drop)
+    });
+    report.row("a broken edit changes nothing and is reported with its line", || {
+        agent.write_policy(
+            "00.yaml",
+            &policy("  - {name: x, action: Allow, to: [{networks: [10.0.0.0/33]}]}\n"),
+        )?;
+        wait::until_true("the mistake in the log", LIMIT, || agent.log().contains("00.yaml:6"))?;
+        ensure!(reaches(&pod, Host::OtherWeb) && !reaches(&pod, Host::Web), "the last good policy must hold");
+        Ok(())
+    });
+    report.row("mended, it holds again", || {
+        agent.write_policy("00.yaml", &policy(&format!("{ALLOW_WEB}{ALLOW_OTHER}")))?;
+        wait::until_true("both", LIMIT, || reaches(&pod, Host::OtherWeb) && reaches(&pod, Host::Web))
+    });
+    report.row("a surviving flow goes on", || {
+        let (mut client, mut server) = open(&world, &pod, Host::Web)?;
+        agent.write_policy("00.yaml", &policy(ALLOW_WEB))?;
+        wait::until_true("the new policy", LIMIT, || !reaches(&pod, Host::OtherWeb))?;
+        client.write_all(b"still here")?;
+        server.read_exact(&mut [0; 10])?;
+        Ok(())
+    });
+    report.row("no leak", || rows::no_leak(&world, Path::AfterPtp));
+    report.finish();
+}
+
+fn open(world: &World, pod: &Namespace, host: Host) -> Result<(std::net::TcpStream, std::net::TcpStream)> {
+    let listener = world.topology.outside.tcp_listen(SocketAddr::new(host.v4().into(), 0))?;
+    let client = pod.tcp_connect(listener.local_addr()?, LIMIT)?;
+    client.set_read_timeout(Some(LIMIT))?;
+    let (server, _) = listener.accept()?;
+    server.set_read_timeout(Some(LIMIT))?;
+    Ok((client, server))
+}
+
+/// What a refused program sees, and how soon.
+#[test]
+fn refusals_are_immediate_errors() {
+    if !root_or_skip() {
+        return;
+    }
+    let options = WorldOptions::for_path(Path::AfterPtp).with_policy(&policy(ALLOW_WEB));
+    let world = World::new(&options).unwrap();
+    let pod = world.pod(Path::AfterPtp, "client").unwrap();
+    let mut report = Report::default();
+    for ip in Host::OtherWeb.both() {
+        let to = SocketAddr::new(ip, 80);
+        report.row(format!("TCP {ip}"), || {
+            let began = Instant::now();
+            let error = pod.tcp_connect(to, LIMIT).err().context("connected")?;
+            ensure!(error.kind() == ErrorKind::ConnectionRefused, "{error}");
+            ensure!(began.elapsed() < Duration::from_millis(200), "only after {:?}", began.elapsed());
+            Ok(())
+        });
+        report.row(format!("UDP {ip}"), || {
+            let any: SocketAddr = if ip.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
+            let socket = pod.udp_bind(any)?;
+            socket.connect(to)?;
+            socket.set_read_timeout(Some(LIMIT))?;
+            socket.send(b"x")?;
+            let error = socket.recv(&mut [0]).err().context("an answer")?;
+            // Administratively prohibited: EHOSTUNREACH for IPv4, EACCES for IPv6.
+            ensure!(
+                matches!(error.kind(), ErrorKind::HostUnreachable | ErrorKind::PermissionDenied),
+                "{error} instead of an ICMP refusal"
+            );
+            Ok(())
+        });
+        report.row(format!("ping {ip}"), || {
+            let failed = pod.run(&format!("ping -c 1 -W 5 {ip}")).err().context("answered")?.to_string();
+            ensure!(
+                failed.contains("Packet filtered") || failed.contains("prohibited"),
+                "ping must say why: {failed}"
+            );
+            Ok(())
+        });
+    }
+    report.row("refusals are in the flow log with rule and reason", || {
+        let flow = world.agent().wait_for_flow("a refusal", |flow| {
+            flow["verdict"] == "denied"
+                && flow["destination"] == "198.51.100.11:80"
+                && flow["protocol"] == "TCP"
+        })?;
+        ensure!(flow["policy"] == "EgressPolicy/default/p" && flow["reason"] == "no-rule-matched", "{flow}");
+        Ok(())
+    });
+    report.finish();
+}
+
+/// `default: Deny` refuses pods that no policy selects, but not their DNS.
+#[test]
+fn the_node_default() {
+    if !root_or_skip() {
+        return;
+    }
+    let mut options = WorldOptions::for_path(Path::AfterPtp);
+    options.agent_options.default = "Deny";
+    let world = World::new(&options).unwrap();
+    let pod = world.pod(Path::AfterPtp, "client").unwrap();
+    assert!(!reaches(&pod, Host::Web));
+    assert_eq!(pod.run("dig +short +time=3 allowed.test A").unwrap().trim(), Host::Web.v4().to_string());
+    let refused = |flow: &serde_json::Value| flow["policy"] == "node" && flow["reason"] == "node-default";
+    world.agent().wait_for_flow("the node's refusal", refused).unwrap();
+}
