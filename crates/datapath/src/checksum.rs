@@ -2,6 +2,11 @@
 
 use std::net::IpAddr;
 
+/// The Internet checksum of `bytes`, as it stands in a header.
+pub fn internet(bytes: &[u8]) -> u16 {
+    !sum(bytes)
+}
+
 /// The one's complement sum of `bytes`, not inverted, folded to 16 bits.
 pub(crate) fn sum(bytes: &[u8]) -> u16 {
     let mut total = 0u64;

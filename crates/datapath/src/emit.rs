@@ -24,6 +24,19 @@ impl Head {
         &self.bytes[..self.len]
     }
 
+    /// Completes the transport checksum, for a TUN whose kernel does not.
+    pub(crate) fn complete(&mut self, payload: &[u8]) {
+        let field = |at: usize, bytes: &[u8]| usize::from(u16::from_ne_bytes([bytes[at], bytes[at + 1]]));
+        let start = vnet::LEN + field(6, &self.bytes);
+        let at = start + field(8, &self.bytes);
+        // The field holds the pseudo-header's sum, so it counts with the rest. Transport headers are of even length.
+        let sum = checksum::combine(checksum::sum(&self.bytes[start..self.len]), checksum::sum(payload));
+        // RFC 768: a sum of zero is sent as all ones.
+        let sum = if sum == 0xffff { 0xffff } else { !sum };
+        self.bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+        vnet::write_complete(&mut self.bytes);
+    }
+
     /// Lays out virtio and IP headers for a transport header of `transport_len` octets and a payload that follows,
     /// and lets `fill` write the transport header. The checksum at `checksum_at` in it is left to the kernel.
     pub(crate) fn new(

@@ -25,6 +25,7 @@ pub mod view;
 pub mod vnet;
 
 pub use buffer::{PacketBuf, Pool};
+pub use checksum::internet as internet_checksum;
 pub use counters::{Counters, DropReason};
 pub use echo::EchoId;
 pub use key::FlowId;

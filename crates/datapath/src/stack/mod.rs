@@ -34,6 +34,8 @@ pub struct StackConfig {
     pub addresses: Vec<IpAddr>,
     /// The TUN's MTU, octets.
     pub mtu: u16,
+    /// The kernel completes checksums and cuts super-segments.
+    pub offload: bool,
     pub limits: Limits,
     /// Resolvers whose answers bind names to flows.
     pub resolvers: Arc<[IpAddr]>,
@@ -314,7 +316,10 @@ impl Stack {
         from: SocketAddr,
         payload: &[u8],
     ) -> Option<&[u8]> {
-        let head = self.udp.reply(&mut self.shared, now, mapping, from, payload)?;
+        let mut head = self.udp.reply(&mut self.shared, now, mapping, from, payload)?;
+        if !self.shared.config.offload {
+            head.complete(payload);
+        }
         self.current.clear();
         self.current.extend_from_slice(head.bytes());
         self.shared.count_out(self.current.len() + payload.len());
@@ -338,6 +343,11 @@ impl Stack {
     /// The socket of an echo flow could not be had, or sending on it failed.
     pub fn echo_failed(&mut self, now: Instant, echo: EchoId, failure: DialFailure) {
         self.echo.failed(&mut self.shared, now, echo, failure);
+    }
+
+    /// From now on, these resolvers' answers bind names.
+    pub fn set_resolvers(&mut self, resolvers: Arc<[IpAddr]>) {
+        self.shared.config.resolvers = resolvers;
     }
 
     /// Puts another policy in force: what it no longer allows ends now.

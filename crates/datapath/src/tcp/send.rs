@@ -159,6 +159,15 @@ impl Sender {
         self.fin == Fin::Acked
     }
 
+    /// The FIN, and so all before it, went out at least once.
+    pub(crate) fn is_fin_sent(&self) -> bool {
+        match self.fin {
+            Fin::None => false,
+            Fin::Queued => self.max == self.end(),
+            Fin::Acked => true,
+        }
+    }
+
     /// Everything sent is acknowledged and nothing waits.
     pub(crate) fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.fin != Fin::Queued
@@ -431,8 +440,10 @@ impl Sender {
             return Some(self.fin_piece(start));
         }
         let mss = u32::from(self.mss);
-        if allowed < waiting && allowed < mss && allowed < self.max_window / 2 {
-            // Silly window avoidance (RFC 9293 3.8.6.2.1); the persist timer overrides it.
+        let first_time = start == self.max;
+        if first_time && allowed < waiting && allowed < mss && allowed < self.max_window / 2 {
+            // Silly window avoidance (RFC 9293 3.8.6.2.1); the persist timer overrides it. What was sent once goes
+            // again as far as the window lets it.
             if !self.override_silly_window || allowed == 0 {
                 return None;
             }

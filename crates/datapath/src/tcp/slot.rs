@@ -95,7 +95,10 @@ impl Slot {
     }
 
     pub(super) fn poll_at(&self) -> Option<Instant> {
-        let open = self.open()?;
+        let open = match &self.body {
+            Body::Held(_) => return Some(self.meta.started + super::table::HOLD),
+            Body::Open(open) => open,
+        };
         let sniff = open.sniffing.as_ref().map(|sniffing| sniffing.until);
         let flow = if self.linked { open.flow.poll_at() } else { None };
         [sniff, open.linger_until, flow].into_iter().flatten().min()
@@ -119,6 +122,11 @@ impl Open {
     /// Octets of the pod may go to the upstream: it is there, and the name is settled.
     pub(super) fn may_send_up(&self) -> bool {
         self.sniffing.is_none() && self.upstream == Upstream::Connected
+    }
+
+    /// Both ends have closed, and the upstream has everything.
+    pub(super) fn is_complete(&self) -> bool {
+        self.shut && self.flow.sender.is_fin_sent()
     }
 
     /// Octets that may be read from the upstream. While the name is open nothing passes, in either direction.

@@ -29,8 +29,14 @@ use crate::view::{self, Packet};
 /// Octets of an IP packet; a super-segment's payload and headers fit in it.
 const MAX_PACKET: usize = 65_535;
 
+/// IPv6 and TCP with all options.
+const MAX_HEADERS: usize = 100;
+
 /// Octets kept for one flow towards the pod, whatever window the pod offers.
 const SEND_CEILING: usize = 4 << 20;
+
+/// A SYN is not held for longer; the pod's next one starts anew. Upstreams have time-outs of their own below this.
+pub(super) const HOLD: Duration = Duration::from_secs(30);
 
 /// A closed connection whose last octets the upstream does not take is cut after this.
 const LINGER: Duration = Duration::from_secs(60);
@@ -213,7 +219,9 @@ impl Tcp {
         let id = FlowId { slot: entry.key() as u32, generation: self.generation };
         let target = sh.target(&permit, ends.remote);
         sh.actions.push_back(Action::Connect { flow: id, permit: permit.clone(), target });
-        entry.insert(Box::new(Slot::new(id, ends, Meta::new(cx.now, permit), held)));
+        let mut slot = Slot::new(id, ends, Meta::new(cx.now, permit), held);
+        arm(&mut self.timers, &mut slot);
+        entry.insert(Box::new(slot));
         self.by_ends.insert(ends, id.slot);
         self.pending += 1;
     }
@@ -245,7 +253,13 @@ impl Tcp {
             sh.counters.tcp_opened += 1;
         }
         if events.reset {
-            self.remove(sh, cx, id, CloseReason::ResetByPod, Leave::Abort);
+            // When only our FIN's acknowledgment was missing, the pod has forgotten a connection that is complete.
+            let complete = self.slot(id).and_then(Slot::open).is_some_and(Open::is_complete);
+            let (reason, leave) = match complete {
+                true => (CloseReason::Finished, Leave::Close),
+                false => (CloseReason::ResetByPod, Leave::Abort),
+            };
+            self.remove(sh, cx, id, reason, leave);
             return;
         }
         if events.silent {
@@ -555,6 +569,11 @@ impl Tcp {
             (Some(open), Some(piece)) => open.flow.sender.piece_bytes(&piece),
             _ => &[],
         };
+        if !sh.config.offload
+            && let Some(head) = &mut self.head
+        {
+            head.complete(payload);
+        }
         let head = self.head.as_ref().map_or(&[][..], Head::bytes);
         sh.count_out(head.len() + payload.len());
         Some(Transmit { head, payload })
@@ -635,10 +654,21 @@ impl Tcp {
         }
     }
 
+    fn hold_timeout(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId) {
+        match self.slots.get_mut(id.slot as usize).filter(|slot| slot.id == id) {
+            Some(slot) if slot.poll_at().is_some_and(|at| at > cx.now) => arm(&mut self.timers, slot),
+            Some(_) => self.remove(sh, cx, id, CloseReason::TimedOut, Leave::Abort),
+            None => {}
+        }
+    }
+
     fn flow_timeout(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId) {
         let Some(slot) = self.slot_mut(id) else { return };
         let linked = slot.linked;
-        let Some(open) = slot.open_mut() else { return };
+        let Some(open) = slot.open_mut() else {
+            self.hold_timeout(sh, cx, id);
+            return;
+        };
         if open.linger_until.is_some_and(|until| until <= cx.now) {
             self.remove(sh, cx, id, CloseReason::Finished, Leave::Abort);
             return;
@@ -660,8 +690,9 @@ fn poll_slot(
     timers: &mut Timers<FlowId>,
 ) -> Option<(Head, Option<super::send::Piece>)> {
     let (pod, remote, linked) = (slot.ends.pod, slot.ends.remote, slot.linked);
-    let limit = MAX_PACKET - 100;
     let open = slot.open_mut()?;
+    let limit =
+        if sh.config.offload { MAX_PACKET - MAX_HEADERS } else { usize::from(open.flow.sender.mss()) };
     let polled = if linked { open.flow.poll(cx.now, limit) } else { None };
     if let Some((outgoing, piece)) = &polled {
         sh.counters.tcp_retransmits += u64::from(piece.is_some_and(|piece| piece.again));
@@ -720,5 +751,9 @@ fn send_reset(sh: &mut Shared, now: Instant, ends: &Ends, outgoing: &Outgoing) {
 
 /// Sends a segment without payload that belongs to no flow, or to one that ends with it.
 fn send_alone(sh: &mut Shared, ends: &Ends, outgoing: &Outgoing) {
-    sh.send_control(outgoing.head(ends.remote, ends.pod).bytes().to_vec());
+    let mut head = outgoing.head(ends.remote, ends.pod);
+    if !sh.config.offload {
+        head.complete(&[]);
+    }
+    sh.send_control(head.bytes().to_vec());
 }

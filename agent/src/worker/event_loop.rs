@@ -1,0 +1,258 @@
+//! One worker's loop: wait, note what is ready, give each pod with work a turn.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use mio::{Events, Poll, Waker};
+use slab::Slab;
+use tunproxy_datapath::{Instant, Limits, PacketBuf, Pool};
+
+use super::pod::{Env, Pod};
+use super::token::{Source, WAKER, unpack};
+use super::{Command, Dialer, FlowSink, Handle, PodConfig, PodId, WorkersConfig, clock};
+
+const EVENTS: usize = 256;
+
+pub(super) struct EventLoop {
+    poll: Poll,
+    commands: Receiver<Command>,
+    pods: Slab<Pod>,
+    by_id: HashMap<PodId, usize>,
+    /// Pods that have work now, in turn.
+    turn: VecDeque<usize>,
+    timers: BinaryHeap<Reverse<(Instant, usize)>>,
+    pool: Pool,
+    buffer: PacketBuf,
+    limits: Limits,
+    mark: Option<u32>,
+    dialer: Arc<dyn Dialer>,
+    sink: Arc<dyn FlowSink>,
+}
+
+impl EventLoop {
+    pub(super) fn new(
+        config: &WorkersConfig,
+        workers: usize,
+        commands: Receiver<Command>,
+        dialer: Arc<dyn Dialer>,
+        sink: Arc<dyn FlowSink>,
+    ) -> io::Result<(Self, Waker)> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKER)?;
+        // The budget is the node's: each worker has its share.
+        let mut pool = Pool::new(config.limits.memory / workers);
+        let buffer = pool.take();
+        let event_loop = Self {
+            poll,
+            commands,
+            pods: Slab::new(),
+            by_id: HashMap::new(),
+            turn: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            pool,
+            buffer,
+            limits: config.limits.clone(),
+            mark: config.mark,
+            dialer,
+            sink,
+        };
+        Ok((event_loop, waker))
+    }
+
+    pub(super) fn run(mut self, own: &Handle) {
+        let mut events = Events::with_capacity(EVENTS);
+        loop {
+            let timeout = self.timeout();
+            match self.poll.poll(&mut events, timeout) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    tracing::error!(%error, "a worker cannot wait for events");
+                    return;
+                }
+            }
+            let now = clock::now();
+            for event in &events {
+                if event.token() == WAKER {
+                    if !self.handle_commands(own) {
+                        self.close_all(own, now);
+                        return;
+                    }
+                    continue;
+                }
+                let (index, source) = unpack(event.token());
+                self.handle_event(own, now, index, source, event);
+            }
+            self.handle_timers(own, now);
+            self.take_turns(own);
+        }
+    }
+
+    fn timeout(&self) -> Option<std::time::Duration> {
+        if !self.turn.is_empty() {
+            return Some(std::time::Duration::ZERO);
+        }
+        let Reverse((at, _)) = self.timers.peek()?;
+        let wait = (*at).max(clock::now()) - clock::now().min(*at);
+        // Rounded up: waking before the deadline would only spin.
+        Some(std::time::Duration::from_micros(wait.total_micros() + 999))
+    }
+
+    fn handle_event(
+        &mut self,
+        own: &Handle,
+        now: Instant,
+        index: usize,
+        source: Source,
+        event: &mio::event::Event,
+    ) {
+        self.with_pod(own, now, index, |pod, env, _| pod.handle_event(env, source, event));
+        self.enqueue(index);
+    }
+
+    fn enqueue(&mut self, index: usize) {
+        if let Some(pod) = self.pods.get_mut(index).filter(|pod| !pod.queued) {
+            pod.queued = true;
+            self.turn.push_back(index);
+        }
+    }
+
+    /// One turn for each pod that had work when the round began.
+    fn take_turns(&mut self, own: &Handle) {
+        for _ in 0..self.turn.len() {
+            let Some(index) = self.turn.pop_front() else { break };
+            let now = clock::now();
+            let mut more = false;
+            self.with_pod(own, now, index, |pod, env, buffer| {
+                pod.queued = false;
+                more = pod.service(env, buffer);
+            });
+            self.arm(index);
+            if more {
+                self.enqueue(index);
+            }
+        }
+    }
+
+    fn handle_timers(&mut self, own: &Handle, now: Instant) {
+        while let Some(&Reverse((at, index))) = self.timers.peek() {
+            if at > now {
+                break;
+            }
+            self.timers.pop();
+            self.with_pod(own, now, index, |pod, env, _| {
+                pod.armed = None;
+                pod.handle_timeout(env);
+            });
+            self.arm(index);
+        }
+    }
+
+    fn arm(&mut self, index: usize) {
+        let Some(pod) = self.pods.get_mut(index) else { return };
+        let Some(at) = pod.stack.poll_at() else { return };
+        if pod.armed.is_none_or(|armed| at < armed) {
+            pod.armed = Some(at);
+            self.timers.push(Reverse((at, index)));
+        }
+    }
+
+    fn with_pod(
+        &mut self,
+        own: &Handle,
+        now: Instant,
+        index: usize,
+        work: impl FnOnce(&mut Pod, &mut Env<'_>, &mut PacketBuf),
+    ) {
+        let Some(pod) = self.pods.get_mut(index) else { return };
+        let mut env = Env {
+            now,
+            pool: &mut self.pool,
+            registry: self.poll.registry(),
+            dialer: &self.dialer,
+            sink: &self.sink,
+            mark: self.mark,
+            worker: own,
+        };
+        work(pod, &mut env, &mut self.buffer);
+    }
+
+    // --- commands ---
+
+    /// Carries out what was asked; `false`: the worker is to end.
+    fn handle_commands(&mut self, own: &Handle) -> bool {
+        while let Ok(command) = self.commands.try_recv() {
+            let now = clock::now();
+            match command {
+                // Who asked may have gone; the work is done all the same.
+                Command::Attach(config, answer) => {
+                    let _ = answer.send(self.attach(*config));
+                }
+                Command::Detach(id, answer) => {
+                    self.detach(own, now, id);
+                    let _ = answer.send(());
+                }
+                Command::SetPolicy(id, policy, resolvers) => {
+                    self.with_pod_by_id(own, now, id, |pod, env, _| pod.set_policy(env, policy, resolvers));
+                }
+                Command::Snapshot(answer) => {
+                    let _ = answer.send(self.pods.iter().map(|(_, pod)| pod.snapshot()).collect());
+                }
+                Command::Dialed { pod, flow, result } => {
+                    self.with_pod_by_id(own, now, pod, |pod, env, _| pod.dialed(env, flow, result));
+                }
+                Command::Stop => return false,
+            }
+        }
+        true
+    }
+
+    fn with_pod_by_id(
+        &mut self,
+        own: &Handle,
+        now: Instant,
+        id: PodId,
+        work: impl FnOnce(&mut Pod, &mut Env<'_>, &mut PacketBuf),
+    ) {
+        if let Some(&index) = self.by_id.get(&id) {
+            self.with_pod(own, now, index, work);
+            self.enqueue(index);
+        }
+    }
+
+    fn attach(&mut self, config: PodConfig) -> io::Result<()> {
+        let id = config.id;
+        let entry = self.pods.vacant_entry();
+        let index = entry.key();
+        entry.insert(Pod::new(index, config, &self.limits, self.poll.registry())?);
+        self.by_id.insert(id, index);
+        // Packets may wait in the TUN already.
+        self.enqueue(index);
+        Ok(())
+    }
+
+    fn detach(&mut self, own: &Handle, now: Instant, id: PodId) {
+        let Some(index) = self.by_id.remove(&id) else { return };
+        let pod = self.pods.remove(index);
+        let mut env = Env {
+            now,
+            pool: &mut self.pool,
+            registry: self.poll.registry(),
+            dialer: &self.dialer,
+            sink: &self.sink,
+            mark: self.mark,
+            worker: own,
+        };
+        pod.close(&mut env);
+    }
+
+    fn close_all(&mut self, own: &Handle, now: Instant) {
+        let ids: Vec<_> = self.by_id.keys().copied().collect();
+        for id in ids {
+            self.detach(own, now, id);
+        }
+    }
+}

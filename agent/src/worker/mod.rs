@@ -1,0 +1,228 @@
+//! The data plane's threads: each owns some pods, their TUNs and their upstream sockets, and moves bytes between them.
+//!
+//! A worker is one event loop. It turns readiness into calls of the pods' [`tunproxy_datapath::Stack`]s and their
+//! actions into system calls; it decides nothing. What takes more than a plain connect (a proxy's handshake) is done
+//! elsewhere, by the [`Dialer`], and comes back as a connected socket.
+
+mod clock;
+mod event_loop;
+mod icmp_io;
+mod pod;
+mod socket;
+mod tcp_io;
+mod token;
+mod tun_io;
+mod udp_io;
+
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::thread::JoinHandle;
+use std::{fmt, io};
+
+use mio::Waker;
+use tunproxy_datapath::{Counters, DialFailure, DnsAlias, FlowId, FlowRecord, Limits, Target};
+use tunproxy_policy::{Permit, Workload, WorkloadPolicy};
+
+use event_loop::EventLoop;
+
+#[derive(Clone, Debug)]
+pub struct WorkersConfig {
+    /// Threads; each pod belongs to one.
+    pub workers: usize,
+    pub limits: Limits,
+    /// `SO_MARK` of every upstream socket, for a node whose routes lead into the TUN otherwise.
+    pub mark: Option<u32>,
+}
+
+/// An attached pod, for as long as this agent runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodId(pub u64);
+
+/// What a worker needs to serve a pod.
+#[derive(Debug)]
+pub struct PodConfig {
+    pub id: PodId,
+    pub workload: Arc<Workload>,
+    /// The TUN's queues, non-blocking.
+    pub queues: Vec<OwnedFd>,
+    /// Packets carry a virtio header: checksums and segmentation are the kernel's.
+    pub vnet_header: bool,
+    /// Sources the pod may use; empty: any.
+    pub addresses: Vec<IpAddr>,
+    pub mtu: u16,
+    pub policy: Arc<WorkloadPolicy>,
+    pub resolvers: Arc<[IpAddr]>,
+    pub dns_alias: Option<DnsAlias>,
+}
+
+/// A pod's counters at one moment.
+#[derive(Clone, Debug)]
+pub struct PodSnapshot {
+    pub id: PodId,
+    pub counters: Counters,
+    /// TCP flows, UDP mappings and ICMP echo flows.
+    pub flows: usize,
+}
+
+/// Takes the records of flows that ended. Must not block.
+pub trait FlowSink: Send + Sync {
+    fn record(&self, workload: &Arc<Workload>, record: FlowRecord);
+}
+
+/// Connects flows whose upstream is not `direct`.
+pub trait Dialer: Send + Sync {
+    /// Returns at once; `done` is finished later, from any thread.
+    fn dial(&self, request: DialRequest, done: Completion);
+}
+
+#[derive(Debug)]
+pub struct DialRequest {
+    pub permit: Permit,
+    pub target: Target,
+}
+
+/// Takes the outcome of a dial back to the worker that asked. Dropped unfinished, it reports a failure.
+pub struct Completion {
+    worker: Handle,
+    pod: PodId,
+    flow: FlowId,
+    finished: bool,
+}
+
+impl Completion {
+    /// `Ok`: a connected stream socket, non-blocking.
+    pub fn finish(mut self, result: Result<OwnedFd, DialFailure>) {
+        self.finished = true;
+        self.worker.send(Command::Dialed { pod: self.pod, flow: self.flow, result });
+    }
+}
+
+impl Drop for Completion {
+    fn drop(&mut self) {
+        if !self.finished {
+            let result = Err(DialFailure::Failed);
+            self.worker.send(Command::Dialed { pod: self.pod, flow: self.flow, result });
+        }
+    }
+}
+
+enum Command {
+    Attach(Box<PodConfig>, Sender<io::Result<()>>),
+    Detach(PodId, Sender<()>),
+    SetPolicy(PodId, Arc<WorkloadPolicy>, Arc<[IpAddr]>),
+    Snapshot(Sender<Vec<PodSnapshot>>),
+    Dialed { pod: PodId, flow: FlowId, result: Result<OwnedFd, DialFailure> },
+    Stop,
+}
+
+/// A way to a worker.
+#[derive(Clone)]
+struct Handle {
+    commands: Sender<Command>,
+    waker: Arc<Waker>,
+}
+
+impl Handle {
+    /// A worker that has ended takes no commands; whoever waits for an answer sees its channel close.
+    fn send(&self, command: Command) {
+        if self.commands.send(command).is_ok()
+            && let Err(error) = self.waker.wake()
+        {
+            tracing::error!(%error, "a worker cannot be woken");
+        }
+    }
+}
+
+/// The running workers. Dropping it stops them.
+pub struct Workers {
+    handles: Vec<Handle>,
+    threads: Vec<JoinHandle<()>>,
+    next: AtomicUsize,
+}
+
+impl Workers {
+    pub fn start(
+        config: &WorkersConfig,
+        dialer: &Arc<dyn Dialer>,
+        sink: &Arc<dyn FlowSink>,
+    ) -> io::Result<Self> {
+        let mut workers = Self { handles: Vec::new(), threads: Vec::new(), next: AtomicUsize::new(0) };
+        let count = config.workers.max(1);
+        for number in 0..count {
+            let (commands, receiver) = mpsc::channel();
+            let (event_loop, waker) = EventLoop::new(config, count, receiver, dialer.clone(), sink.clone())?;
+            let handle = Handle { commands, waker: Arc::new(waker) };
+            let own = handle.clone();
+            let name = format!("worker-{number}");
+            workers.threads.push(std::thread::Builder::new().name(name).spawn(move || event_loop.run(&own))?);
+            workers.handles.push(handle);
+        }
+        Ok(workers)
+    }
+
+    fn worker_of(&self, pod: PodId) -> &Handle {
+        &self.handles[(pod.0 % self.handles.len() as u64) as usize]
+    }
+
+    /// Puts a pod's TUN into service.
+    pub fn attach(&self, pod: PodConfig) -> io::Result<()> {
+        self.next.fetch_add(1, Ordering::Relaxed);
+        let (answer, wait) = mpsc::channel();
+        self.worker_of(pod.id).send(Command::Attach(Box::new(pod), answer));
+        wait.recv().map_err(|_| io::Error::other("the worker has ended"))?
+    }
+
+    /// Ends a pod's flows and closes its TUN. Returns when that is done.
+    pub fn detach(&self, pod: PodId) {
+        let (answer, wait) = mpsc::channel();
+        self.worker_of(pod).send(Command::Detach(pod, answer));
+        let _ = wait.recv();
+    }
+
+    /// Puts another policy, and other trusted resolvers, in force; what is no longer allowed is reset.
+    pub fn set_policy(&self, pod: PodId, policy: Arc<WorkloadPolicy>, resolvers: Arc<[IpAddr]>) {
+        self.worker_of(pod).send(Command::SetPolicy(pod, policy, resolvers));
+    }
+
+    /// The counters of every pod.
+    pub fn snapshot(&self) -> Vec<PodSnapshot> {
+        let ask = |handle: &Handle| {
+            let (answer, wait) = mpsc::channel();
+            handle.send(Command::Snapshot(answer));
+            wait
+        };
+        let waits: Vec<_> = self.handles.iter().map(ask).collect();
+        waits.into_iter().flat_map(|wait| wait.recv().unwrap_or_default()).collect()
+    }
+
+    /// Ends every flow and waits for the threads.
+    pub fn shutdown(mut self) {
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        for handle in &self.handles {
+            handle.send(Command::Stop);
+        }
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a worker ended in a panic");
+            }
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl fmt::Debug for Workers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Workers").field("threads", &self.threads.len()).finish_non_exhaustive()
+    }
+}

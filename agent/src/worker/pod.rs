@@ -1,0 +1,269 @@
+//! One pod in a worker: its stack, its TUN and its sockets.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::{io, mem};
+
+use mio::event::Event;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry};
+use tunproxy_datapath::{
+    Action, Cx, DialFailure, FlowId, Input, Instant, Limits, MappingId, PacketBuf, Pool, Stack, StackConfig,
+};
+use tunproxy_policy::{Workload, WorkloadPolicy};
+
+use super::icmp_io::EchoSocket;
+use super::tcp_io::FlowSocket;
+use super::token::{Source, pack};
+use super::tun_io::Queue;
+use super::udp_io::UdpSocket;
+use super::{Dialer, FlowSink, Handle, PodConfig, PodId, PodSnapshot};
+
+/// Packets taken from a TUN before the other pods have their turn.
+const TUN_BATCH: usize = 64;
+
+/// What a pod's work needs of its worker.
+pub(super) struct Env<'a> {
+    pub(super) now: Instant,
+    pub(super) pool: &'a mut Pool,
+    pub(super) registry: &'a Registry,
+    pub(super) dialer: &'a Arc<dyn Dialer>,
+    pub(super) sink: &'a Arc<dyn FlowSink>,
+    pub(super) mark: Option<u32>,
+    pub(super) worker: &'a Handle,
+}
+
+impl Env<'_> {
+    pub(super) fn cx(&mut self) -> Cx<'_> {
+        Cx { now: self.now, pool: self.pool }
+    }
+}
+
+pub(super) struct Pod {
+    /// Its place in the worker's table, and in tokens.
+    pub(super) index: usize,
+    pub(super) id: PodId,
+    pub(super) stack: Stack,
+    pub(super) queues: Vec<Queue>,
+    pub(super) flows: Vec<Option<FlowSocket>>,
+    pub(super) mappings: Vec<Option<UdpSocket>>,
+    pub(super) echoes: Vec<Option<EchoSocket>>,
+    /// Sockets that had more to read when their turn ended.
+    pub(super) ready: VecDeque<Source>,
+    /// In the worker's list of pods with work.
+    pub(super) queued: bool,
+    /// The earliest entry in the worker's timers.
+    pub(super) armed: Option<Instant>,
+    workload: Arc<Workload>,
+}
+
+impl Pod {
+    pub(super) fn new(
+        index: usize,
+        config: PodConfig,
+        limits: &Limits,
+        registry: &Registry,
+    ) -> io::Result<Self> {
+        let mut seed = [0; 16];
+        rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
+        let stack = Stack::new(StackConfig {
+            addresses: config.addresses,
+            mtu: config.mtu,
+            offload: config.vnet_header,
+            limits: limits.clone(),
+            resolvers: config.resolvers,
+            dns_alias: config.dns_alias,
+            policy: config.policy,
+            seed,
+        });
+        let mut queues = Vec::new();
+        for (number, fd) in config.queues.into_iter().enumerate() {
+            register(registry, &fd, pack(index, Source::Tun(number as u16)), Interest::READABLE)?;
+            queues.push(Queue::new(fd, config.vnet_header));
+        }
+        Ok(Self {
+            index,
+            id: config.id,
+            stack,
+            queues,
+            flows: Vec::new(),
+            mappings: Vec::new(),
+            echoes: Vec::new(),
+            ready: VecDeque::new(),
+            queued: false,
+            armed: None,
+            workload: config.workload,
+        })
+    }
+
+    pub(super) fn snapshot(&self) -> PodSnapshot {
+        let (tcp, udp, echo) = self.stack.flow_counts();
+        PodSnapshot { id: self.id, counters: self.stack.counters().clone(), flows: tcp + udp + echo }
+    }
+
+    /// Notes what an event says; the work is done in [`Pod::service`].
+    pub(super) fn handle_event(&mut self, env: &mut Env<'_>, source: Source, event: &Event) {
+        match source {
+            Source::Tun(queue) => {
+                if let Some(queue) = self.queues.get_mut(usize::from(queue)) {
+                    queue.readable = true;
+                }
+            }
+            Source::Tcp(slot) => self.handle_tcp_event(env, slot, event),
+            Source::Udp(_) | Source::Echo(_) => self.ready.push_back(source),
+        }
+    }
+
+    /// Moves what can be moved in one turn. Returns whether more is waiting.
+    pub(super) fn service(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf) -> bool {
+        let mut more = false;
+        for number in 0..self.queues.len() {
+            if self.queues[number].readable {
+                more |= self.read_tun(env, buffer, number);
+            }
+        }
+        for _ in 0..self.ready.len() {
+            let Some(source) = self.ready.pop_front() else { break };
+            let again = match source {
+                Source::Tcp(slot) => self.read_flow(env, buffer, slot),
+                Source::Udp(slot) => self.read_mapping(env, buffer, slot),
+                Source::Echo(slot) => self.read_echo(env, buffer, slot),
+                Source::Tun(_) => false,
+            };
+            if again {
+                self.ready.push_back(source);
+            }
+        }
+        self.drain(env);
+        more || !self.ready.is_empty()
+    }
+
+    fn read_tun(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf, number: usize) -> bool {
+        for _ in 0..TUN_BATCH {
+            if !self.queues[number].read(buffer) {
+                return false;
+            }
+            let input = self.stack.handle_packet(&mut env.cx(), buffer);
+            match input {
+                Input::Done => {}
+                Input::Datagram { mapping, destination, payload, segment } => {
+                    self.act(env);
+                    self.send_datagrams(env.now, mapping, destination, &buffer.bytes()[payload], segment);
+                }
+                Input::Echo { echo, destination, sequence, payload } => {
+                    self.act(env);
+                    self.send_echo(env.now, echo, destination, sequence, &buffer.bytes()[payload]);
+                }
+            }
+        }
+        true
+    }
+
+    /// Carries out everything the stack has decided: sockets, octets for upstreams, packets for the pod.
+    pub(super) fn drain(&mut self, env: &mut Env<'_>) {
+        loop {
+            self.act(env);
+            while let Some(flow) = self.stack.poll_uplink() {
+                self.write_upstream(env, flow);
+            }
+            while let Some(flow) = self.stack.poll_resumed() {
+                if self.flow_socket(flow).is_some_and(FlowSocket::wants_reading) {
+                    self.ready.push_back(Source::Tcp(flow.slot));
+                }
+            }
+            if !self.transmit(env) {
+                break;
+            }
+        }
+    }
+
+    /// Writes the stack's packets to the TUN; returns whether there were any.
+    pub(super) fn transmit(&mut self, env: &mut Env<'_>) -> bool {
+        let mut any = false;
+        let Some(queue) = self.queues.first() else { return false };
+        while let Some(packet) = self.stack.poll_transmit(&mut env.cx()) {
+            any = true;
+            queue.write(packet.head, packet.payload);
+        }
+        any
+    }
+
+    fn act(&mut self, env: &mut Env<'_>) {
+        while let Some(action) = self.stack.poll_action() {
+            match action {
+                Action::Connect { flow, permit, target } => self.connect(env, flow, permit, target),
+                Action::Shutdown { flow } => self.shutdown(flow),
+                Action::Close { flow, abort } => self.close_flow(flow, abort),
+                Action::OpenMapping { mapping, v6, permit: _ } => self.open_mapping(env, mapping, v6),
+                Action::CloseMapping { mapping } => close(&mut self.mappings, mapping.slot),
+                Action::OpenEcho { echo, destination, permit: _ } => self.open_echo(env, echo, destination),
+                Action::CloseEcho { echo } => close(&mut self.echoes, echo.slot),
+                Action::Record(record) => env.sink.record(&self.workload, *record),
+            }
+        }
+    }
+
+    /// A dial that was handed away is over.
+    pub(super) fn dialed(&mut self, env: &mut Env<'_>, flow: FlowId, result: Result<OwnedFd, DialFailure>) {
+        self.finish_dial(env, flow, result);
+        self.drain(env);
+    }
+
+    pub(super) fn set_policy(
+        &mut self,
+        env: &mut Env<'_>,
+        policy: Arc<WorkloadPolicy>,
+        resolvers: Arc<[std::net::IpAddr]>,
+    ) {
+        self.stack.set_resolvers(resolvers);
+        self.stack.set_policy(&mut env.cx(), policy);
+        self.drain(env);
+    }
+
+    pub(super) fn handle_timeout(&mut self, env: &mut Env<'_>) {
+        self.stack.handle_timeout(&mut env.cx());
+        self.drain(env);
+    }
+
+    /// Resets every flow towards the pod and lets go of all descriptors.
+    pub(super) fn close(mut self, env: &mut Env<'_>) {
+        self.stack.close(&mut env.cx());
+        self.drain(env);
+    }
+
+    /// The address a mapping's datagram came from does not matter to the caller; its headers do.
+    pub(super) fn deliver(&mut self, now: Instant, mapping: MappingId, from: SocketAddr, payload: &[u8]) {
+        if let (Some(head), Some(queue)) =
+            (self.stack.udp_reply(now, mapping, from, payload), self.queues.first())
+        {
+            queue.write(head, payload);
+        }
+    }
+}
+
+pub(super) fn register(
+    registry: &Registry,
+    fd: &OwnedFd,
+    token: mio::Token,
+    interest: Interest,
+) -> io::Result<()> {
+    registry.register(&mut SourceFd(&fd.as_fd().as_raw_fd()), token, interest)
+}
+
+/// Puts a socket into its slot.
+pub(super) fn store<T>(sockets: &mut Vec<Option<T>>, slot: u32, socket: T) {
+    let slot = slot as usize;
+    if sockets.len() <= slot {
+        sockets.resize_with(slot + 1, || None);
+    }
+    sockets[slot] = Some(socket);
+}
+
+/// Takes a socket out of its slot and closes it.
+fn close<T>(sockets: &mut [Option<T>], slot: u32) {
+    if let Some(socket) = sockets.get_mut(slot as usize) {
+        mem::drop(socket.take());
+    }
+}

@@ -1,0 +1,260 @@
+//! The upstream sockets of TCP flows.
+
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use mio::Interest;
+use mio::event::Event;
+use rustix::io::Errno;
+use rustix::net::{
+    RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, getpeername, recv, sendmsg, shutdown, sockopt,
+};
+use tunproxy_datapath::{DialFailure, FlowId, PacketBuf, Target};
+use tunproxy_policy::Permit;
+
+use super::pod::{Env, Pod, register, store};
+use super::socket::{connect_tcp, failure_of, reset_on_close};
+use super::token::{Source, pack};
+use super::{Completion, DialRequest};
+
+/// Chunks given to one sendmsg.
+const MAX_SLICES: usize = 16;
+
+/// Reads of one flow before the others have their turn.
+const READS: usize = 4;
+
+#[derive(Debug)]
+enum Stage {
+    /// The dialer has it; it comes back as a connected socket.
+    Away,
+    Connecting(OwnedFd),
+    Connected(OwnedFd),
+}
+
+/// The upstream's end of a flow. Readiness is kept here, because epoll tells of an edge once.
+#[derive(Debug)]
+pub(super) struct FlowSocket {
+    id: FlowId,
+    stage: Stage,
+    readable: bool,
+    /// The peer closed or an error waits: a short read does not mean that everything was read.
+    ended: bool,
+    failed: bool,
+}
+
+impl FlowSocket {
+    fn new(id: FlowId, stage: Stage) -> Self {
+        Self { id, stage, readable: false, ended: false, failed: false }
+    }
+
+    pub(super) fn wants_reading(&self) -> bool {
+        self.readable && matches!(self.stage, Stage::Connected(_))
+    }
+
+    fn connected(&self) -> Option<&OwnedFd> {
+        match &self.stage {
+            Stage::Connected(fd) => Some(fd),
+            Stage::Away | Stage::Connecting(_) => None,
+        }
+    }
+}
+
+impl Pod {
+    pub(super) fn flow_socket(&self, flow: FlowId) -> Option<&FlowSocket> {
+        self.flows.get(flow.slot as usize)?.as_ref().filter(|socket| socket.id == flow)
+    }
+
+    fn flow_socket_mut(&mut self, flow: FlowId) -> Option<&mut FlowSocket> {
+        self.flows.get_mut(flow.slot as usize)?.as_mut().filter(|socket| socket.id == flow)
+    }
+
+    /// Connects as `permit` allows; having one is what makes this call possible.
+    pub(super) fn connect(&mut self, env: &mut Env<'_>, flow: FlowId, permit: Permit, target: Target) {
+        if !permit.upstream().is_direct() {
+            store(&mut self.flows, flow.slot, FlowSocket::new(flow, Stage::Away));
+            let done = Completion { worker: env.worker.clone(), pod: self.id, flow, finished: false };
+            env.dialer.dial(DialRequest { permit, target }, done);
+            return;
+        }
+        let token = pack(self.index, Source::Tcp(flow.slot));
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let socket = connect_tcp(target.dial, env.mark)
+            .and_then(|fd| register(env.registry, &fd, token, interest).map(|()| fd));
+        match socket {
+            Ok(fd) => store(&mut self.flows, flow.slot, FlowSocket::new(flow, Stage::Connecting(fd))),
+            Err(error) => {
+                tracing::debug!(destination = %target.dial, %error, "cannot connect");
+                self.stack.upstream_failed(&mut env.cx(), flow, failure_of(&error));
+            }
+        }
+    }
+
+    pub(super) fn finish_dial(
+        &mut self,
+        env: &mut Env<'_>,
+        flow: FlowId,
+        result: Result<OwnedFd, DialFailure>,
+    ) {
+        let waiting = self.flow_socket(flow).is_some_and(|socket| matches!(socket.stage, Stage::Away));
+        if !waiting {
+            return;
+        }
+        let token = pack(self.index, Source::Tcp(flow.slot));
+        let result = result.and_then(|fd| {
+            register(env.registry, &fd, token, Interest::READABLE | Interest::WRITABLE)
+                .map(|()| fd)
+                .map_err(|_| DialFailure::Failed)
+        });
+        match result {
+            Ok(fd) => {
+                store(&mut self.flows, flow.slot, FlowSocket::new(flow, Stage::Connected(fd)));
+                self.stack.upstream_connected(&mut env.cx(), flow, None);
+            }
+            Err(failure) => {
+                self.flows[flow.slot as usize] = None;
+                self.stack.upstream_failed(&mut env.cx(), flow, failure);
+            }
+        }
+    }
+
+    pub(super) fn handle_tcp_event(&mut self, env: &mut Env<'_>, slot: u32, event: &Event) {
+        let Some(Some(socket)) = self.flows.get_mut(slot as usize) else { return };
+        let id = socket.id;
+        match &socket.stage {
+            Stage::Away => return,
+            Stage::Connecting(fd) => {
+                if let Ok(Err(errno)) = sockopt::socket_error(fd) {
+                    self.flows[slot as usize] = None;
+                    self.stack.upstream_failed(&mut env.cx(), id, failure_of(&errno.into()));
+                    return;
+                }
+                // An event of an earlier socket in this slot may arrive late: only a peer proves the connection.
+                let Some(peer) = getpeername(fd)
+                    .ok()
+                    .and_then(|peer| peer.and_then(|peer| SocketAddr::try_from(peer).ok()))
+                else {
+                    return;
+                };
+                socket.stage = match std::mem::replace(&mut socket.stage, Stage::Away) {
+                    Stage::Connecting(fd) => Stage::Connected(fd),
+                    other => other,
+                };
+                self.stack.upstream_connected(&mut env.cx(), id, Some(peer));
+            }
+            Stage::Connected(_) => {}
+        }
+        let Some(Some(socket)) = self.flows.get_mut(slot as usize) else { return };
+        socket.ended |= event.is_read_closed() || event.is_error();
+        socket.failed |= event.is_error();
+        if event.is_readable() || event.is_read_closed() || event.is_error() {
+            socket.readable = true;
+            self.ready.push_back(Source::Tcp(slot));
+        }
+        if event.is_writable() {
+            self.write_upstream(env, id);
+        }
+    }
+
+    /// Reads from the upstream what the pod has room for. Returns whether there is more for another turn.
+    pub(super) fn read_flow(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf, slot: u32) -> bool {
+        for _ in 0..READS {
+            let Some(Some(socket)) = self.flows.get_mut(slot as usize) else { return false };
+            let id = socket.id;
+            if !socket.wants_reading() {
+                return false;
+            }
+            let room = self.stack.downlink_room(&env.cx(), id);
+            if room == 0 {
+                if socket.failed {
+                    self.stack.upstream_reset(&mut env.cx(), id);
+                }
+                return false;
+            }
+            let Some(fd) = socket.connected() else { return false };
+            match recv(fd, &mut buffer.space()[..room], RecvFlags::empty()) {
+                Ok((0, _)) => {
+                    socket.readable = false;
+                    self.stack.downlink_eof(&mut env.cx(), id);
+                    self.transmit(env);
+                    return false;
+                }
+                Ok((len, _)) => {
+                    socket.readable = len == room || socket.ended;
+                    self.stack.downlink_data(&mut env.cx(), id, buffer, len);
+                    self.transmit(env);
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    socket.readable = false;
+                    return false;
+                }
+                Err(_) => {
+                    socket.readable = false;
+                    self.stack.upstream_reset(&mut env.cx(), id);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Writes to the upstream what the pod has sent, as far as the socket takes it.
+    pub(super) fn write_upstream(&mut self, env: &mut Env<'_>, flow: FlowId) {
+        loop {
+            let Some(fd) = self.flow_socket(flow).and_then(FlowSocket::connected) else { return };
+            let chunks: Vec<IoSlice<'_>> =
+                self.stack.uplink(flow).take(MAX_SLICES).map(IoSlice::new).collect();
+            let total: usize = chunks.iter().map(|chunk| chunk.len()).sum();
+            if total == 0 {
+                return;
+            }
+            match sendmsg(fd, &chunks, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
+                Ok(sent) => {
+                    drop(chunks);
+                    self.stack.uplink_sent(&mut env.cx(), flow, sent);
+                    if sent < total {
+                        return;
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => {
+                    drop(chunks);
+                    self.write_failed(env, flow);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The upstream does not take any more. What it sent before may still wait to be read; then comes the error.
+    fn write_failed(&mut self, env: &mut Env<'_>, flow: FlowId) {
+        let Some(socket) = self.flow_socket_mut(flow) else { return };
+        if socket.readable {
+            (socket.ended, socket.failed) = (true, true);
+            self.ready.push_back(Source::Tcp(flow.slot));
+        } else {
+            self.stack.upstream_reset(&mut env.cx(), flow);
+        }
+    }
+
+    pub(super) fn shutdown(&mut self, flow: FlowId) {
+        if let Some(fd) = self.flow_socket(flow).and_then(FlowSocket::connected) {
+            // Fails where the peer has reset the connection; reading tells that.
+            let _ = shutdown(fd, Shutdown::Write);
+        }
+    }
+
+    pub(super) fn close_flow(&mut self, flow: FlowId, abort: bool) {
+        let Some(socket) = self.flows.get_mut(flow.slot as usize) else { return };
+        if socket.as_ref().is_none_or(|socket| socket.id != flow) {
+            return;
+        }
+        if let Some(FlowSocket { stage: Stage::Connected(fd), .. }) = socket.take()
+            && abort
+        {
+            reset_on_close(&fd);
+        }
+    }
+}
