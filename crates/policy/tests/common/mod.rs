@@ -168,3 +168,12 @@ pub fn told(decision: &Decision) -> String {
         }
     }
 }
+
+/// A web server somewhere.
+pub const WEB: &str = "93.184.216.34";
+
+#[track_caller]
+pub fn expect(policy: &WorkloadPolicy, destination: &str, port: u16, known_as: &[&str], expected: &str) {
+    let answer = told(&ask(policy, destination, port, known_as));
+    assert_eq!(answer, expected, "{destination}:{port} as {known_as:?}");
+}
