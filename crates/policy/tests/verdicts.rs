@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use tunproxy_policy::model::{ClusterAction, ClusterTier, EgressPolicy, KnownUpstreams, Policies};
+use tunproxy_policy::model::{ClusterAction, ClusterTier, KnownUpstreams, Policies};
 use tunproxy_policy::{FlowQuery, NodeDefault, Protocol};
 
 #[test]
