@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 pub enum Request {
     /// Is this pod enrolled, and with which settings is it to be plumbed? Makes the agent load the pod's policy.
     Prepare(PrepareRequest),
-    /// The pod is plumbed. Descriptors: the network namespace, then one per queue of the TUN.
+    /// The pod is plumbed. Descriptors: the network namespace, then one per queue of the TUN. An agent that cannot
+    /// deliver [`Response::Attached`] drops the attachment again: a plugin that was killed may have been followed by a
+    /// DEL, whose [`Request::Detach`] came by another connection and before.
     Attach(AttachRequest),
     /// The pod's interface goes away. Unknown keys are a success.
     Detach(AttachmentKey),

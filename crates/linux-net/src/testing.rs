@@ -42,8 +42,9 @@ pub fn snapshot(namespace: &NetNs) -> Vec<String> {
         ["-o link", "-o addr", "rule", "-6 rule", "-4 route show table all", "-6 route show table all"]
     {
         let text = ip(namespace, words);
-        // The kernel adds a multicast route when a link first has a carrier.
-        let kept = text.lines().filter(|line| !line.starts_with("multicast ff00::/8"));
+        // The kernel adds a multicast route and a link-local address when a link first has a carrier.
+        let by_kernel = |line: &&str| line.starts_with("multicast ff00::/8") || line.contains("fe80::");
+        let kept = text.lines().filter(|line| !by_kernel(line));
         let mut lines: Vec<String> = kept.map(stable).collect();
         lines.sort();
         all.extend(lines);

@@ -101,7 +101,11 @@ pub fn reopen(netlink: &mut Netlink, name: &str, queues: u16) -> Result<Tun, Tun
         return Err(TunError::NotATun { reason: format!("{name} is another kind of interface") });
     };
     let queues = if info.multi_queue { queues } else { 1 };
-    with_queues(open(name, info.multi_queue)?, link, queues)
+    let device = open(name, info.multi_queue)?;
+    // A device that had no queue has no carrier, and gets it back by deferred work, up to a second later; until then it
+    // drops what is sent. Asking for the link does that work at once (rtnl_getlink, Linux 6.9).
+    let link = find(netlink, name)?;
+    with_queues(device, link, queues)
 }
 
 /// [`reopen`] in another namespace.

@@ -218,8 +218,8 @@ fn every_kind_of_damage_is_named() {
         ("rule del priority 200", "rule is missing: V4 200"),
         ("-6 rule del priority 105", "rule is missing: V6 105"),
         ("route flush table 74000", "route is missing: V4 default"),
-        ("rule add priority 1 lookup main", "off-cluster traffic to 198.51.100.1 goes to interface"),
-        ("-6 rule add priority 1 unreachable", "off-cluster traffic to 2001:db8:ffff::1 goes to nowhere"),
+        ("rule add priority 1 lookup main", "off-cluster traffic to 198.51.100.1 goes to interface #"),
+        ("-6 rule add priority 1 unreachable", "off-cluster traffic to 2001:db8:ffff::1 goes nowhere"),
     ];
     for (damage, wanted) in damages {
         let pod = Pod::new(true);

@@ -33,7 +33,7 @@ pub fn verify_chained(namespace: &NetNs, plan: &ChainedPlan) -> Result<Vec<Strin
         let missing = wanted.iter().filter(|rule| rule.family == family && !found.contains(rule));
         problems.extend(missing.map(|rule| format!("rule is missing: {rule}")));
         if let Some(own) = source(&addresses, family) {
-            probe(&mut netlink, plan, (&main, &tun), own, &mut problems)?;
+            probe(&mut netlink, plan, &tun, own, &mut problems)?;
         }
     }
     Ok(problems)
@@ -57,7 +57,7 @@ pub fn verify_standalone(
         }
         let probe =
             RouteProbe { destination: outside(Family::of(address)), source: None, mark: 0, port: None };
-        expect(&mut netlink, &probe, &tun, "off-cluster traffic", &mut problems)?;
+        expect(&mut netlink, &probe, Way::Into(&tun), "off-cluster traffic", &mut problems)?;
     }
     Ok(problems)
 }
@@ -113,20 +113,20 @@ fn verify_routes(
 fn probe(
     netlink: &mut Netlink,
     plan: &ChainedPlan,
-    (main, tun): (&Link, &Link),
+    tun: &Link,
     own: IpAddr,
     problems: &mut Vec<String>,
 ) -> Result<(), SteeringError> {
     let family = Family::of(own);
     let primary = Slot::of(&plan.owner.ifname).is_primary();
     let source = (!primary).then_some(own);
-    // The main table has one default route, which is the primary interface's.
+    // The main table's default route may be any interface's, but never a TUN's.
     let has_way_out = primary && netlink.has_main_default(family)?;
     let off_cluster = RouteProbe { destination: outside(family), source, mark: 0, port: None };
-    expect(netlink, &off_cluster, tun, "off-cluster traffic", problems)?;
+    expect(netlink, &off_cluster, Way::Into(tun), "off-cluster traffic", problems)?;
     if has_way_out {
         let marked = RouteProbe { mark: plan.mark, ..off_cluster };
-        expect(netlink, &marked, main, "replies to inbound connections", problems)?;
+        expect(netlink, &marked, Way::Past(tun), "replies to inbound connections", problems)?;
     }
     let networks = plan.cluster.iter().filter(|network| Family::of(network.addr()) == family);
     let local: Vec<IpAddr> = netlink.addresses()?.iter().map(|address| address.network.addr()).collect();
@@ -135,27 +135,47 @@ fn probe(
     if let Some(inside) = candidates.into_iter().find(|ip| !local.contains(ip)) {
         let to_cluster = RouteProbe { destination: inside, ..off_cluster };
         if has_way_out {
-            expect(netlink, &to_cluster, main, "cluster traffic", problems)?;
+            expect(netlink, &to_cluster, Way::Past(tun), "cluster traffic", problems)?;
         }
         let dns = RouteProbe { port: Some((Transport::Udp, 53)), ..to_cluster };
-        expect(netlink, &dns, tun, "DNS", problems)?;
+        expect(netlink, &dns, Way::Into(tun), "DNS", problems)?;
     }
     Ok(())
+}
+
+/// Where a packet has to go.
+#[derive(Debug, Clone, Copy)]
+enum Way<'a> {
+    Into(&'a Link),
+    /// Out, by whichever interface the main table says.
+    Past(&'a Link),
 }
 
 fn expect(
     netlink: &mut Netlink,
     probe: &RouteProbe,
-    link: &Link,
+    way: Way<'_>,
     what: &str,
     problems: &mut Vec<String>,
 ) -> Result<(), SteeringError> {
-    let found = match netlink.probe(probe)? {
-        RouteAnswer::Device { index, .. } if index == link.index => return Ok(()),
-        RouteAnswer::Device { index, .. } => format!("interface #{index}"),
+    let answer = netlink.probe(probe)?;
+    let (right, wanted) = match (way, answer) {
+        (Way::Into(tun), RouteAnswer::Device { index, .. }) => {
+            (index == tun.index, format!("into {}", tun.name))
+        }
+        (Way::Past(tun), RouteAnswer::Device { index, .. }) => {
+            (index != tun.index, format!("past {}", tun.name))
+        }
+        (Way::Into(tun), RouteAnswer::Refused) => (false, format!("into {}", tun.name)),
+        (Way::Past(tun), RouteAnswer::Refused) => (false, format!("past {}", tun.name)),
+    };
+    let found = match answer {
+        RouteAnswer::Device { index, .. } => format!("to interface #{index}"),
         RouteAnswer::Refused => "nowhere".into(),
     };
-    problems.push(format!("{what} to {} goes to {found}, not to {}", probe.destination, link.name));
+    if !right {
+        problems.push(format!("{what} to {} goes {found}, not {wanted}", probe.destination));
+    }
     Ok(())
 }
 

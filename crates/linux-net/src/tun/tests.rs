@@ -53,6 +53,24 @@ fn it_outlives_its_descriptors_and_opens_again() {
     assert!(flags.contains(rustix::fs::OFlags::NONBLOCK));
 }
 
+/// Without waiting: the first packet after an agent's restart arrives.
+#[test]
+fn a_device_without_queues_takes_packets_as_soon_as_it_is_open_again() {
+    if !is_root() {
+        return;
+    }
+    let namespace = NetNs::create().unwrap();
+    let tun = make(&namespace, true, 1);
+    ip(&namespace, "addr add 10.5.0.1/24 dev tun0");
+    ip(&namespace, "link set tun0 up");
+    drop(tun);
+    for round in 0..20 {
+        let tun = reopen_in(&namespace, "tun0", 1).unwrap();
+        send_udp(&namespace);
+        assert!(read_packet(&tun.queues[0]).is_some(), "round {round}");
+    }
+}
+
 #[test]
 fn a_passing_tun_ends_with_its_descriptors() {
     if !is_root() {
@@ -98,20 +116,31 @@ fn packets_come_with_the_header() {
     let tun = make(&namespace, false, 1);
     ip(&namespace, "addr add 10.5.0.1/24 dev tun0");
     ip(&namespace, "link set tun0 up");
-    namespace
-        .run(|| {
-            let socket = std::net::UdpSocket::bind("10.5.0.1:0").unwrap();
-            socket.send_to(b"hello", "10.5.0.2:7").unwrap();
-        })
-        .unwrap();
-    let mut packet = [0u8; 2048];
-    let mut fds = [rustix::event::PollFd::new(&tun.queues[0], rustix::event::PollFlags::IN)];
-    let limit = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
-    assert_eq!(rustix::event::poll(&mut fds, Some(&limit)).unwrap(), 1);
-    let length = rustix::io::read(&tun.queues[0], &mut packet).unwrap();
-    assert_eq!(length, VNET_HEADER + 20 + 8 + 5);
+    send_udp(&namespace);
+    let packet = read_packet(&tun.queues[0]).expect("a packet within five seconds");
+    assert_eq!(packet.len(), VNET_HEADER + 20 + 8 + 5);
     assert_eq!(packet[VNET_HEADER] >> 4, 4);
-    assert_eq!(&packet[length - 5..length], b"hello");
+    assert_eq!(&packet[packet.len() - 5..], b"hello");
+}
+
+fn send_udp(namespace: &NetNs) {
+    let send = || {
+        let socket = std::net::UdpSocket::bind("10.5.0.1:0").unwrap();
+        socket.send_to(b"hello", "10.5.0.2:7").unwrap();
+    };
+    namespace.run(send).unwrap();
+}
+
+fn read_packet(queue: &OwnedFd) -> Option<Vec<u8>> {
+    let mut fds = [rustix::event::PollFd::new(queue, rustix::event::PollFlags::IN)];
+    let limit = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
+    if rustix::event::poll(&mut fds, Some(&limit)).unwrap() == 0 {
+        return None;
+    }
+    let mut packet = vec![0; 2048];
+    let length = rustix::io::read(queue, &mut packet).unwrap();
+    packet.truncate(length);
+    Some(packet)
 }
 
 #[test]
