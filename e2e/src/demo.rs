@@ -116,15 +116,18 @@ fn position(world: &World, flow: &Value) -> Option<usize> {
     world.agent().flows().iter().position(|other| other == flow)
 }
 
-/// The first line that a person would read: what a successful program printed, or the error of one that failed.
+/// The one line that a person would look for: what a successful program printed, or the error of one that failed.
 fn seen(output: &Output) -> String {
-    let text = |bytes: &[u8]| {
-        String::from_utf8_lossy(bytes).lines().find(|line| !line.is_empty()).map(ToOwned::to_owned)
-    };
     let (first, second) = if output.status.success() {
         (&output.stdout, &output.stderr)
     } else {
         (&output.stderr, &output.stdout)
     };
-    text(first).or_else(|| text(second)).unwrap_or_else(|| output.status.to_string())
+    let line = |bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
+        // ping's first line only repeats the question.
+        lines().find(|line| line.contains("received")).or_else(|| lines().next()).map(ToOwned::to_owned)
+    };
+    line(first).or_else(|| line(second)).unwrap_or_else(|| output.status.to_string())
 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tunproxy_testkit::process::run;
+use tunproxy_testkit::process::{output, run};
 use tunproxy_testkit::servers::{random_file, sha256};
-use tunproxy_testkit::{Host, Namespace};
+use tunproxy_testkit::{Host, Namespace, wait};
 
 use crate::world::{IPERF_PORT, Path, World};
 
@@ -171,9 +171,18 @@ pub fn no_leak(world: &World, path: Path) -> Result<()> {
 
 /// iperf3's client and its JSON report.
 pub fn iperf(pod: &Namespace, ip: IpAddr, arguments: &str) -> Result<Value> {
-    let text = pod.run(&format!("iperf3 -J -p {IPERF_PORT} --connect-timeout 5000 -c {ip} {arguments}"))?;
-    let report: Value = serde_json::from_str(&text).context("iperf3's report")?;
-    ensure!(report["error"].is_null(), "iperf3: {}", report["error"]);
+    let line = format!("iperf3 -J -p {IPERF_PORT} --connect-timeout 5000 -c {ip} {arguments}");
+    let mut words = line.split_whitespace();
+    let program = words.next().context("an empty command")?;
+    let words: Vec<&str> = words.collect();
+    // The server takes one test at a time and needs a moment after each.
+    let report = wait::until("a free iperf3 server", Duration::from_secs(20), || {
+        let output = output(pod.command_with_resolver(program).args(&words)).ok()?;
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let busy = report["error"].as_str().is_some_and(|error| error.contains("busy"));
+        (!busy).then_some(report)
+    })?;
+    ensure!(report["error"].is_null() && report["end"].is_object(), "iperf3: {report}");
     Ok(report)
 }
 

@@ -80,10 +80,10 @@ fn through_socks5_with_a_password() {
 
 /// 1 % loss, reordering and 20 ms on the outside link, each way. bbr at both ends of the kernel's own connections:
 /// reno would stay below 10 Mbit/s here whatever we do.
-fn bad_link(path: Path) {
+fn bad_link(path: Path, length: u64) {
     let bad = LinkConfig::lossy();
     let options = WorldOptions::for_path(path).with_wire(Wire::Emulated { up: bad, down: bad, seed: 11 });
-    let world = transfer(path, &options, GIB / 4, |world, pod| {
+    let world = transfer(path, &options, length, |world, pod| {
         for end in [&world.topology.node, &world.topology.outside, pod] {
             end.sysctl("net.ipv4.tcp_congestion_control", "bbr").unwrap();
         }
@@ -97,14 +97,14 @@ fn bad_link(path: Path) {
 #[test]
 fn routed_over_a_bad_link() {
     if root_or_skip() {
-        bad_link(Path::Routed);
+        bad_link(Path::Routed, GIB / 16);
     }
 }
 
 #[test]
 fn over_a_bad_link() {
     if root_or_skip() {
-        bad_link(Path::AfterPtp);
+        bad_link(Path::AfterPtp, GIB);
     }
 }
 

@@ -240,7 +240,7 @@ pub fn rows() -> Vec<Row> {
             "ping 198.51.100.11",
             "ping -q -c 1 -W 5 198.51.100.11",
             "198.51.100.11",
-            ("allowed", "EgressPolicy/shop/web ping", "PING 198.51.100.11"),
+            ("allowed", "EgressPolicy/shop/web ping", "1 received, 0% packet loss"),
         )
         .ending_with_its_pod(),
         row(
@@ -248,7 +248,7 @@ pub fn rows() -> Vec<Row> {
             "ping 2001:db8:100::b",
             "ping -q -c 1 -W 5 2001:db8:100::b",
             "2001:db8:100::b",
-            ("allowed", "EgressPolicy/shop/web ping", "PING 2001:db8:100::b"),
+            ("allowed", "EgressPolicy/shop/web ping", "1 received, 0% packet loss"),
         )
         .ending_with_its_pod(),
         row(
@@ -256,7 +256,7 @@ pub fn rows() -> Vec<Row> {
             "DNS of a stranger",
             "dig +time=2 +tries=1 @198.51.100.20 allowed.test",
             "198.51.100.20:53",
-            ("denied", "EgressPolicy/shop/web default", ""),
+            ("denied", "EgressPolicy/shop/web default", "host unreachable"),
         ),
         row(
             Batch,

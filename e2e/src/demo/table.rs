@@ -23,7 +23,7 @@ impl Table {
 
     pub fn header(self) -> String {
         format!(
-            "{:<6} {:<36} {:<9} {:<44} {:<44} {:>8}",
+            "{:<6} {:<36} {:<9} {:<44} {:<60} {:>8}",
             "POD", "ASKED", "VERDICT", "RULE", "THE PROGRAM SAW", "TIME"
         )
     }
@@ -37,11 +37,11 @@ impl Table {
         };
         let verdict = self.paint(colour, &format!("{:<9}", outcome.verdict));
         let line = format!(
-            "{:<6} {:<36} {verdict} {:<44} {:<44} {:>5} ms",
+            "{:<6} {:<36} {verdict} {:<44} {:<60} {:>5} ms",
             outcome.pod,
             outcome.asked,
             outcome.rule,
-            shortened(&outcome.saw, 44),
+            shortened(&outcome.saw, 60),
             outcome.took.as_millis()
         );
         match &outcome.wrong {
@@ -55,9 +55,12 @@ impl Table {
     }
 }
 
+/// Without its middle: an error's beginning names the program, its end the cause.
 fn shortened(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
+    let letters: Vec<char> = text.chars().collect();
+    if letters.len() <= width {
         return text.to_owned();
     }
-    text.chars().take(width - 1).chain(['…']).collect()
+    let (head, tail) = (width / 3, width - width / 3 - 1);
+    letters[..head].iter().chain(&['…']).chain(&letters[letters.len() - tail..]).collect()
 }
