@@ -32,6 +32,13 @@ impl PacketBuf {
         &mut self.data
     }
 
+    /// Holds `ip` behind an empty virtio header.
+    pub(crate) fn fill(&mut self, ip: &[u8]) {
+        self.data[..vnet::LEN].fill(0);
+        self.data[vnet::LEN..vnet::LEN + ip.len()].copy_from_slice(ip);
+        self.len = vnet::LEN + ip.len();
+    }
+
     pub fn bytes(&self) -> &[u8] {
         &self.data[..self.len]
     }

@@ -11,6 +11,7 @@ pub mod counters;
 pub mod dns;
 pub mod echo;
 mod emit;
+mod fragment;
 mod icmp;
 pub mod key;
 pub mod lease;

@@ -241,10 +241,10 @@ impl<'a> Walk<'a> {
 
 impl Node {
     /// No rule matched: the default holds, but a reserved destination is refused whatever the default, and the trusted
-    /// resolvers are open whatever refuses.
+    /// resolvers are open and asked directly: names have to be known before an upstream can be given them, and many an
+    /// upstream carries no UDP.
     fn undecided<'a>(&'a self, flow: Flow, rule: &'a RuleId, default: Fate<'a>) -> Outcome<'a> {
         let (rule, fate) = match default {
-            Fate::Allowed { .. } if !flow.reserved => (rule, default),
             _ if self.is_resolver(flow) => {
                 (&self.dns_rule, Fate::Allowed { upstream: &self.direct, verdict: Verdict::Allowed })
             }

@@ -216,9 +216,6 @@ impl Reference<'_> {
 
     fn default(&self, query: &FlowQuery<'_>, answer: Answer) -> Answer {
         let reserved = is_reserved(query);
-        if matches!(answer, Answer::Allowed { .. }) && !reserved {
-            return answer;
-        }
         let to_resolver = self.settings.resolvers.contains(&query.destination.to_canonical());
         if to_resolver && query.port == 53 && query.protocol != Protocol::Icmp {
             let (rule, upstream) = ("node dns".to_owned(), "direct".to_owned());

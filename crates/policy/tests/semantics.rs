@@ -270,7 +270,7 @@ fn a_wide_deny_or_pass_reaches_reserved_destinations() {
 }
 
 #[test]
-fn the_nodes_resolvers_are_open_where_only_a_default_refuses() {
+fn the_nodes_resolvers_are_open_and_direct_where_only_a_default_decides() {
     let selected = compiled(
         &only(vec![egress("p", 0, vec![allow("x", &[domains(&["x.example"])])])]),
         NodeDefault::Allow,
@@ -285,7 +285,8 @@ fn the_nodes_resolvers_are_open_where_only_a_default_refuses() {
     expect(&node, "10.96.0.10", 53, &[], "allowed node dns via direct");
     expect(&node, "::ffff:10.96.0.10", 53, &[], "allowed node dns via direct");
     let open = compiled(&Policies::default(), NodeDefault::Allow);
-    expect(&open, "10.96.0.10", 53, &[], "allowed node default via node-upstream");
+    expect(&open, "10.96.0.10", 53, &[], "allowed node dns via direct");
+    expect(&open, "10.96.0.11", 53, &[], "allowed node default via node-upstream");
 }
 
 #[test]

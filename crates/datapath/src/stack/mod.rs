@@ -12,6 +12,7 @@ use tunproxy_policy::{DomainName, Permit, WorkloadPolicy};
 use crate::buffer::{PacketBuf, Pool};
 use crate::counters::{Counters, DropReason};
 use crate::echo::{Echo, EchoId};
+use crate::fragment::Reassembly;
 use crate::icmp::{self, Unreachable};
 use crate::key::{FlowId, KeyedState};
 use crate::limits::Limits;
@@ -19,6 +20,7 @@ use crate::record::{CloseReason, FlowRecord};
 use crate::tcp::table::Tcp;
 use crate::udp::{MappingId, Udp};
 use crate::view::{self, Packet, Transport};
+use crate::vnet;
 
 pub(crate) use shared::Shared;
 
@@ -159,6 +161,7 @@ pub struct Stack {
     pub(crate) tcp: Tcp,
     udp: Udp,
     echo: Echo,
+    reassembly: Reassembly,
     /// The control packet that was handed out last; it stays until the next call.
     current: Vec<u8>,
 }
@@ -170,6 +173,7 @@ impl Stack {
             tcp: Tcp::new(&hasher, &config.limits),
             udp: Udp::new(&hasher),
             echo: Echo::new(&hasher),
+            reassembly: Reassembly::default(),
             shared: Shared::new(config, hasher),
             current: Vec::new(),
         }
@@ -190,21 +194,29 @@ impl Stack {
     pub fn handle_packet(&mut self, cx: &mut Cx<'_>, buffer: &mut PacketBuf) -> Input {
         let counters = &mut self.shared.counters;
         counters.packets_in += 1;
-        counters.bytes_in += buffer.len.saturating_sub(crate::vnet::LEN) as u64;
-        let packet = match Packet::parse(buffer.bytes()) {
-            Ok(packet) => packet,
-            Err(reason) => {
-                counters.drop(reason);
-                return Input::Done;
-            }
-        };
-        match self.dispatch(cx, &packet, buffer) {
+        counters.bytes_in += buffer.len.saturating_sub(vnet::LEN) as u64;
+        match self.try_packet(cx, buffer) {
             Ok(input) => input,
             Err(reason) => {
                 self.shared.counters.drop(reason);
                 Input::Done
             }
         }
+    }
+
+    fn try_packet(&mut self, cx: &mut Cx<'_>, buffer: &mut PacketBuf) -> Result<Input, DropReason> {
+        let packet = match Packet::parse(buffer.bytes()) {
+            Ok(packet) => packet,
+            Err(DropReason::Fragment) => {
+                let Some(whole) = self.reassembly.accept(cx.now, &buffer.bytes()[vnet::LEN..])? else {
+                    return Ok(Input::Done);
+                };
+                buffer.fill(&whole);
+                Packet::parse(buffer.bytes())?
+            }
+            Err(reason) => return Err(reason),
+        };
+        self.dispatch(cx, &packet, buffer)
     }
 
     fn dispatch(
