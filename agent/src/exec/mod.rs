@@ -51,28 +51,20 @@ const DNS_PORT: u16 = 53;
 pub fn run(args: &ExecArgs, no_color: bool) -> anyhow::Result<ExitCode> {
     logging::start(&args.log_level, LogFormat::Text, no_color)?;
     let governed = Governed::read(&args.policy, Some(RESOLVER.into()))?;
-    let log = open_log(args.log.as_deref())?;
-    // Before the first thread, so that every thread leaves these signals to the forwarder.
-    let mut signals = Forwarder::block().context("signals cannot be caught")?;
     let resolv_conf =
         write_resolv_conf(Path::new(RESOLV_CONF)).context("the command's resolv.conf cannot be written")?;
-    let (mut child, parent) = start_child(args)?;
-    let queues = match parent.prepare(&plan(resolv_conf.path())) {
-        Ok(queues) => queues,
-        Err(error) => {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(error);
-        }
-    };
+    let (mut child, parent) = Guarded::start(args)?;
+    // After the child, which inherits the mask, and before the first thread, which has to.
+    let mut signals = Forwarder::block().context("signals cannot be caught")?;
+    let queues = parent.prepare(&plan(resolv_conf.path()))?;
     // Mounted in the sandbox by now; nothing of it is left behind even if we are killed.
     resolv_conf.close().context("the command's resolv.conf cannot be removed")?;
-    let refusals = Arc::new(Refusals::new(log));
+    let refusals = Arc::new(Refusals::new(open_log(args.log.as_deref())?));
     let sink: Arc<dyn FlowSink> = refusals.clone();
     let session = Session::start(&governed, wire(queues, &governed), &sink)?;
     session.follow_documents(&governed);
     parent.go().context("the command cannot be started")?;
-    let status = signals.supervise(&mut child).context("the command cannot be waited for")?;
+    let status = signals.supervise(&mut child.0).context("the command cannot be waited for")?;
     session.stop();
     if !args.quiet {
         refusals.print(&mut std::io::stderr().lock());
@@ -80,16 +72,29 @@ pub fn run(args: &ExecArgs, no_color: bool) -> anyhow::Result<ExitCode> {
     Ok(exit_code(status))
 }
 
-fn start_child(args: &ExecArgs) -> anyhow::Result<(Child, Parent)> {
-    let (parent, theirs) = Parent::pair().context("no channel to the command")?;
-    let child = Command::new("/proc/self/exe")
-        .arg0("tunproxy-agent")
-        .args(["exec-init", "--"])
-        .args(&args.command)
-        .stdin(Stdio::from(theirs))
-        .spawn()
-        .context("the agent cannot start itself again")?;
-    Ok((child, parent))
+/// The child, which does not outlive a failure of ours.
+struct Guarded(Child);
+
+impl Guarded {
+    fn start(args: &ExecArgs) -> anyhow::Result<(Self, Parent)> {
+        let (parent, theirs) = Parent::pair().context("no channel to the command")?;
+        let child = Command::new("/proc/self/exe")
+            .arg0("tunproxy-agent")
+            .args(["exec-init", "--"])
+            .args(&args.command)
+            .stdin(Stdio::from(theirs))
+            .spawn()
+            .context("the agent cannot start itself again")?;
+        Ok((Self(child), parent))
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // Both do nothing once the child was waited for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn plan(resolv_conf: &Path) -> Plan {

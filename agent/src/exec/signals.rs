@@ -27,8 +27,7 @@ const FORWARDED: [Signal; 7] = [
 pub struct Forwarder(SignalFd);
 
 impl Forwarder {
-    /// Blocks the signals in this thread and those it starts. A program started from here has none of them blocked:
-    /// the standard library clears the mask.
+    /// Blocks the signals in this thread and in the threads and programs that it starts from now on.
     pub fn block() -> io::Result<Self> {
         let mut set = SigSet::empty();
         FORWARDED.into_iter().chain([Signal::SIGCHLD]).for_each(|signal| set.add(signal));
