@@ -75,9 +75,13 @@ impl Agent {
         }
     }
 
-    pub fn check(&mut self, key: &AttachmentKey) -> Result<Checked, PluginError> {
+    /// Returns what the agent finds wrong.
+    pub fn check(&mut self, key: &AttachmentKey) -> Result<Vec<String>, PluginError> {
         match self.client.call(&Request::Check(key.clone()), &[])? {
-            Response::Checked(checked) => Ok(checked),
+            Response::Checked(Checked { ok: false, problems }) if problems.is_empty() => {
+                Ok(vec![format!("the agent does not serve {key}")])
+            }
+            Response::Checked(checked) => Ok(checked.problems),
             other => Err(unexpected("check", &other)),
         }
     }

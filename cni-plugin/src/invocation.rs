@@ -191,6 +191,8 @@ fn is_true(value: Option<&str>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn environment(pairs: &[(&'static str, &str)]) -> Environment {
@@ -243,5 +245,20 @@ mod tests {
         let text = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID=u=1;";
         let pod = parse_args(text).unwrap();
         assert_eq!((pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_str()), ("shop", "web-0", "u=1"));
+    }
+
+    proptest! {
+        /// Whatever is accepted is safe in a file name and in a link's alias.
+        #[test]
+        fn an_accepted_container_id_has_nothing_to_escape(id in "\\PC{0,20}") {
+            if check_container_id(&id).is_ok() {
+                prop_assert!(!id.is_empty() && !id.starts_with('.') && !id.contains(['/', ':', '=', ' ']));
+            }
+        }
+
+        #[test]
+        fn no_arguments_panic(text in "\\PC{0,60}") {
+            let _ = parse_args(&text);
+        }
     }
 }

@@ -166,6 +166,8 @@ fn parse_lease(output: &[u8]) -> Result<Lease, String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -188,6 +190,13 @@ mod tests {
         ] {
             let error = parse_lease(answer.as_bytes()).unwrap_err();
             assert!(error.contains(wanted), "{answer}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_panics(answer in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _ = parse_lease(&answer);
         }
     }
 }

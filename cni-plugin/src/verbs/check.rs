@@ -50,7 +50,7 @@ fn chained(
         return Ok(Vec::new());
     }
     let mut problems = steering::verify_chained(netns, &chained_plan(invocation, &settings))?;
-    problems.extend(agent.check(&invocation.key)?.problems);
+    problems.extend(agent.check(&invocation.key)?);
     Ok(problems)
 }
 
@@ -62,7 +62,7 @@ fn standalone(
 ) -> Result<Vec<String>, PluginError> {
     let mut problems = steering::verify_standalone(netns, &invocation.owner(), addresses)?;
     let mut agent = Agent::connect(&context.config, context.deadline.end())?;
-    problems.extend(agent.check(&invocation.key)?.problems);
+    problems.extend(agent.check(&invocation.key)?);
     Ok(problems)
 }
 

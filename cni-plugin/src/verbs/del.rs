@@ -46,7 +46,7 @@ fn unplumb(invocation: &Invocation, log: &Log) -> Result<(), PluginError> {
         return Ok(());
     }
     match open_namespace(invocation) {
-        Ok(namespace) => Ok(steering::unplumb(&namespace, &invocation.owner())?),
+        Ok(namespace) => Ok(steering::unplumb_promptly(&namespace, &invocation.owner())?),
         Err(PluginError::NetNs(error)) if error.is_gone() => Ok(()),
         Err(PluginError::HostNamespace { path }) => {
             log.line(&format!("nothing is removed from {}: it is the host's", path.display()));

@@ -8,7 +8,7 @@ use tunproxy_ipc::Tombstones;
 use tunproxy_testkit::{root_or_skip, wait};
 
 use crate::agent::{Manner, key};
-use crate::node::{Node, pod, snapshot};
+use crate::node::{Node, pod, snapshot, way};
 
 fn tombstones(node: &Node) -> Tombstones {
     Tombstones::new(&node.dir.path().join("state"))
@@ -59,6 +59,20 @@ fn removed_again_and_again_as_runtimes_do() {
         node.call("DEL", "c1", &pod).netns("").run().succeeded();
     }
     assert_eq!(snapshot(&pod), before);
+}
+
+/// The wait for the kernel's last step is left to a child, which ends with it.
+#[test]
+fn no_process_stays() {
+    if !root_or_skip() {
+        return;
+    }
+    let (node, pod) = (Node::new(), pod());
+    let _agent = node.agent();
+    node.chain_add("ptp", "c1", &pod).1.succeeded();
+    node.call("DEL", "c1", &pod).run().succeeded();
+    assert!(way(&pod, "203.0.113.9").is_none_or(|device| device == "eth0"));
+    wait::until_true("the child to end", Duration::from_secs(5), || node.host.pids().is_empty()).unwrap();
 }
 
 #[test]

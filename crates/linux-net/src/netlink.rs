@@ -2,6 +2,7 @@
 
 mod address;
 mod link;
+mod removal;
 mod route;
 mod rule;
 
@@ -15,6 +16,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 pub use address::Address;
 pub use link::{Link, TunInfo};
+pub use removal::delete_promptly;
 pub use route::{Route, RouteAnswer, RouteKind, RouteProbe};
 pub use rule::{Rule, RuleTarget, Transport};
 
@@ -140,6 +142,21 @@ impl Netlink {
         operation: &dyn Fn() -> String,
     ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
         let failed = |source, kernel| NetlinkError { operation: operation(), source, kernel };
+        let bytes = self.encode(message, flags);
+        self.socket.send(&bytes, 0).map_err(|source| failed(source, None))?;
+
+        let mut answers = Vec::new();
+        loop {
+            let (datagram, _) = self.socket.recv_from_full().map_err(|source| failed(source, None))?;
+            match read_datagram(&datagram, Some(self.sequence), &mut answers) {
+                Ok(Progress::More) => {}
+                Ok(Progress::Complete) => return Ok(answers),
+                Err(Refusal { source, kernel }) => return Err(failed(source, kernel)),
+            }
+        }
+    }
+
+    fn encode(&mut self, message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
         self.sequence += 1;
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
@@ -147,17 +164,7 @@ impl Netlink {
         request.finalize();
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).map_err(|source| failed(source, None))?;
-
-        let mut answers = Vec::new();
-        loop {
-            let (datagram, _) = self.socket.recv_from_full().map_err(|source| failed(source, None))?;
-            match read_datagram(&datagram, self.sequence, &mut answers) {
-                Ok(Progress::More) => {}
-                Ok(Progress::Complete) => return Ok(answers),
-                Err(Refusal { source, kernel }) => return Err(failed(source, kernel)),
-            }
-        }
+        bytes
     }
 }
 
@@ -183,10 +190,11 @@ impl From<io::Error> for Refusal {
     }
 }
 
-/// Takes apart one datagram, which holds one or more messages.
+/// Takes apart one datagram, which holds one or more messages; those of another sequence number, if one is given, are
+/// left out.
 fn read_datagram(
     mut bytes: &[u8],
-    sequence: u32,
+    sequence: Option<u32>,
     answers: &mut Vec<RouteNetlinkMessage>,
 ) -> Result<Progress, Refusal> {
     /// The dump was taken while something changed (`NLM_F_DUMP_INTR`).
@@ -201,7 +209,7 @@ fn read_datagram(
         let aligned = length.next_multiple_of(4).min(bytes.len());
         bytes = &bytes[aligned..];
         // An answer to an earlier request that was given up.
-        if message.header.sequence_number != sequence {
+        if sequence.is_some_and(|wanted| message.header.sequence_number != wanted) {
             continue;
         }
         if message.header.flags & DUMP_INTERRUPTED != 0 {
@@ -219,6 +227,13 @@ fn read_datagram(
         }
     }
     Ok(Progress::More)
+}
+
+/// The messages of a datagram that answers no request. What cannot be read is not for us.
+fn notices(datagram: &[u8]) -> Vec<RouteNetlinkMessage> {
+    let mut found = Vec::new();
+    let _ = read_datagram(datagram, None, &mut found);
+    found
 }
 
 /// `sizeof(struct nlmsghdr)`.

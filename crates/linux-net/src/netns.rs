@@ -61,7 +61,9 @@ pub struct NetNs {
 impl NetNs {
     /// Opens a bind mount or a `/proc/PID/ns/net` link.
     pub fn open(path: &Path) -> Result<Self, NetNsError> {
-        let fd = rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        // A path is what somebody gave us: a FIFO there must not make us wait for its writer.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(CWD, path, flags, Mode::empty())
             .map_err(|errno| NetNsError::Open { path: path.to_owned(), source: errno.into() })?;
         Self::from_fd(fd, path)
     }

@@ -15,7 +15,7 @@ mod verify;
 use ipnet::IpNet;
 
 use crate::naming::{Owner, Slot, tun_name};
-use crate::netlink::{Family, MAIN_TABLE, Netlink, NetlinkError, RuleTarget};
+use crate::netlink::{self, Family, Link, MAIN_TABLE, Netlink, NetlinkError, RuleTarget};
 use crate::netns::{NetNs, NetNsError};
 use crate::sysctl::SysctlError;
 use crate::tun::{Tun, TunError};
@@ -100,6 +100,19 @@ pub fn plumb_standalone(namespace: &NetNs, plan: &StandalonePlan) -> Result<Plum
 /// Removes all that [`plumb_chained`] and [`plumb_standalone`] made for `owner`, however far they came, and nothing
 /// that belongs to anybody else. Nothing there is a success.
 pub fn unplumb(namespace: &NetNs, owner: &Owner) -> Result<(), SteeringError> {
+    remove(namespace, owner, |netlink, link| Ok(netlink.delete_link(link)?))
+}
+
+/// [`unplumb`] for a process that ends soon: see [`netlink::delete_promptly`].
+pub fn unplumb_promptly(namespace: &NetNs, owner: &Owner) -> Result<(), SteeringError> {
+    remove(namespace, owner, |_, link| Ok(netlink::delete_promptly(namespace, link)??))
+}
+
+fn remove(
+    namespace: &NetNs,
+    owner: &Owner,
+    delete: impl Fn(&mut Netlink, &Link) -> Result<(), SteeringError>,
+) -> Result<(), SteeringError> {
     let mut netlink = Netlink::open_in(namespace)??;
     let links = netlink.links()?;
     let owner_of = |name: &str| {
@@ -115,7 +128,7 @@ pub fn unplumb(namespace: &NetNs, owner: &Owner) -> Result<(), SteeringError> {
     }
     for (link, alias) in found {
         if alias.as_ref() == Some(owner) {
-            netlink.delete_link(link)?;
+            delete(&mut netlink, link)?;
         }
     }
     let slot = Slot::of(&owner.ifname);

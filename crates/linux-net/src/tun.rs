@@ -82,7 +82,8 @@ pub fn create(netlink: &mut Netlink, spec: &TunSpec<'_>) -> Result<Tun, TunError
     netlink.disable_address_generation(&link)?;
     netlink.set_link_mtu(&link, spec.mtu)?;
     let failed = |step| move |source| TunError::Device { name: spec.name.to_owned(), step, source };
-    device.set_tx_queue_len(TX_QUEUE_LENGTH).map_err(failed("set the queue length"))?;
+    // By netlink: the ioctl wants rights over the whole machine, which an ordinary user's sandbox does not have.
+    netlink.set_link_queue_length(&link, TX_QUEUE_LENGTH)?;
     if let Some(owner) = spec.persistent {
         // Marked before it can outlive this process: a kill in between leaves either nothing or a device that DEL finds.
         netlink.set_link_alias(&link, &owner.alias())?;

@@ -68,6 +68,12 @@ impl Netlink {
         self.set_attribute(link, attribute, || format!("set MTU {mtu} on link {}", link.name))
     }
 
+    /// Packets each queue holds before it drops.
+    pub fn set_link_queue_length(&mut self, link: &Link, packets: u32) -> Result<(), NetlinkError> {
+        let attribute = LinkAttribute::TxQueueLen(packets);
+        self.set_attribute(link, attribute, || format!("set queue length {packets} on link {}", link.name))
+    }
+
     pub fn set_link_group(&mut self, link: &Link, group: u32) -> Result<(), NetlinkError> {
         let attribute = LinkAttribute::Group(group);
         self.set_attribute(link, attribute, || format!("set group {group} on link {}", link.name))
@@ -111,7 +117,7 @@ impl Netlink {
     }
 }
 
-fn set(link: &Link) -> LinkMessage {
+pub(super) fn set(link: &Link) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = link.index;
     message

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::netns::NetNs;
 use crate::testing::{ip_json, is_root};
@@ -134,4 +136,42 @@ fn a_thousand_routes_come_back_complete() {
         netlink.add_route(route).unwrap();
     }
     assert_eq!(netlink.routes(Family::V4, 74_000).unwrap(), routes);
+}
+
+/// An attribute of an extended acknowledgement, padded as the kernel pads.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = (4 + value.len()) as u16;
+    let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+proptest! {
+    #[test]
+    fn the_text_of_an_error_is_found_behind_other_attributes(
+        others in prop::collection::vec((2u16..20, prop::collection::vec(any::<u8>(), 0..20)), 0..4),
+        text in "[ -~]{0,60}",
+    ) {
+        let mut payload = vec![0; HEADER];
+        for (kind, value) in &others {
+            payload.extend(attribute(*kind, value));
+        }
+        payload.extend(attribute(NLMSGERR_ATTR_MSG, format!("{text}\0").as_bytes()));
+        prop_assert_eq!(extended_text(&payload), Some(text));
+    }
+
+    #[test]
+    fn no_payload_of_an_error_panics(payload in prop::collection::vec(any::<u8>(), 0..80)) {
+        let _ = extended_text(&payload);
+    }
+
+    #[test]
+    fn no_datagram_panics(mut datagram in prop::collection::vec(any::<u8>(), 0..120), length in 0u32..140) {
+        // A length that is often right, so that the parser gets beyond it.
+        for (at, byte) in length.to_ne_bytes().into_iter().enumerate().take(datagram.len()) {
+            datagram[at] = byte;
+        }
+        let _ = read_datagram(&datagram, None, &mut Vec::new());
+    }
 }

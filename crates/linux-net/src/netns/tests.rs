@@ -33,4 +33,9 @@ fn what_is_no_network_namespace_is_named() {
     assert_eq!(file.to_string(), "/etc/passwd is not a network namespace");
     let other_kind = NetNs::open(Path::new("/proc/self/ns/mnt")).unwrap_err();
     assert_eq!(other_kind.to_string(), "/proc/self/ns/mnt is not a network namespace");
+    let fifo = std::env::temp_dir().join(format!("tunproxy-fifo-{}", std::process::id()));
+    rustix::fs::mknodat(CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+    let result = NetNs::open(&fifo);
+    std::fs::remove_file(&fifo).unwrap();
+    assert!(matches!(result.unwrap_err(), NetNsError::NotANamespace { .. }));
 }
