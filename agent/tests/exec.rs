@@ -108,7 +108,8 @@ fn the_exit_status_is_the_commands() {
         let output = lab.run(&[&["--"], command].concat());
         assert_eq!(output.status.code(), Some(expected), "{command:?}: {}", text(&output.stderr));
     }
-    let output = lab.exec(&["--", "cat"]).stdin(Stdio::from(fs::File::open(lab.policy()).unwrap())).output().unwrap();
+    let output =
+        lab.exec(&["--", "cat"]).stdin(Stdio::from(fs::File::open(lab.policy()).unwrap())).output().unwrap();
     assert_eq!(text(&output.stdout), POLICY, "standard input and output are the command's own");
 }
 
@@ -122,13 +123,19 @@ fn only_what_policy_allows_leaves_and_the_rest_is_told() {
     let pod = ["--policy", &policy, "--namespace", "shop", "--labels", "app=web", "--log", &log];
 
     let good = lab.run(&curl(&pod, "http://good.test:7000/"));
-    assert_eq!((good.status.code(), text(&good.stdout).as_str()), (Some(0), "hi\n"), "{}", text(&good.stderr));
+    assert_eq!(
+        (good.status.code(), text(&good.stdout).as_str()),
+        (Some(0), "hi\n"),
+        "{}",
+        text(&good.stderr)
+    );
     assert_eq!(text(&good.stderr), "", "nothing was refused, so nothing is said");
 
     let bad = lab.run(&curl(&pod, "http://bad.test:7000/"));
     assert_eq!(bad.status.code(), Some(7), "refused at once: {}", text(&bad.stderr));
     let said = text(&bad.stderr);
-    let expected = "tunproxy-agent: refused TCP bad.test:7000 (198.51.100.10) by EgressPolicy/shop/web default";
+    let expected =
+        "tunproxy-agent: refused TCP bad.test:7000 (198.51.100.10) by EgressPolicy/shop/web default";
     assert!(said.contains(expected), "{said}");
     assert_eq!(lab.requests.load(Ordering::SeqCst), 1, "the refused request never arrived");
 
@@ -155,11 +162,13 @@ fn a_proxy_carries_it_by_name() {
         return;
     }
     let lab = Lab::new();
-    let danted = Danted::start(&lab.topology.outside, SocketAddr::new(Host::Socks.v4().into(), 1080)).unwrap();
+    let danted =
+        Danted::start(&lab.topology.outside, SocketAddr::new(Host::Socks.v4().into(), 1080)).unwrap();
     let upstream = format!("socks5://{}", danted.address());
     let output = lab.run(&curl(&["--upstream", &upstream], "http://good.test:7000/"));
     assert_eq!(text(&output.stdout), "hi\n", "{}", text(&output.stderr));
-    wait::until_true("the session in the proxy's log", LIMIT, || danted.log().contains("tcp/connect [: ")).unwrap();
+    wait::until_true("the session in the proxy's log", LIMIT, || danted.log().contains("tcp/connect [: "))
+        .unwrap();
 }
 
 #[test]
@@ -172,7 +181,11 @@ fn broken_policy_runs_nothing() {
     fs::write(&broken, POLICY.replace("rules:", "rulez:")).unwrap();
     let output = lab.run(&["--policy", broken.to_str().unwrap(), "--", "touch", "/tmp/never"]);
     assert_eq!(output.status.code(), Some(125));
-    assert!(text(&output.stderr).contains("broken.yaml:6: spec: unknown key `rulez`"), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("broken.yaml:6: spec: unknown key `rulez`"),
+        "{}",
+        text(&output.stderr)
+    );
     assert!(!Path::new("/tmp/never").exists());
 }
 
@@ -192,8 +205,13 @@ fn signals_to_the_agent_reach_the_command() {
         return;
     }
     let lab = Lab::new();
-    let signals =
-        [("TERM", Signal::TERM), ("INT", Signal::INT), ("HUP", Signal::HUP), ("QUIT", Signal::QUIT), ("USR1", Signal::USR1)];
+    let signals = [
+        ("TERM", Signal::TERM),
+        ("INT", Signal::INT),
+        ("HUP", Signal::HUP),
+        ("QUIT", Signal::QUIT),
+        ("USR1", Signal::USR1),
+    ];
     for (name, signal) in signals {
         let mut child = start_ready(&lab, &format!("trap 'exit 42' {name}; echo ready; read line; exit 1"));
         kill_process(Pid::from_child(&child), signal).unwrap();
@@ -263,9 +281,15 @@ fn a_hundred_runs_leave_nothing() {
 
 /// What a run could leave on the node: processes, interfaces, files, mounts.
 fn leftovers(lab: &Lab) -> (usize, String, Vec<String>, usize) {
-    let mut files: Vec<String> =
-        fs::read_dir(lab.files.path()).unwrap().filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    let mut files: Vec<String> = fs::read_dir(lab.files.path())
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
     files.sort();
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap().lines().filter(|line| line.contains("resolv")).count();
+    let mounts = fs::read_to_string("/proc/self/mounts")
+        .unwrap()
+        .lines()
+        .filter(|line| line.contains("resolv"))
+        .count();
     (lab.topology.node.pids().len(), lab.topology.node.ip("-o link").unwrap(), files, mounts)
 }

@@ -124,7 +124,7 @@ impl Pods {
             match namespace_of(&attachment) {
                 Presence::Gone => {
                     tracing::info!(key = %attachment.key, "the pod's namespace is gone without a DEL: forgotten");
-                    self.forget(&mut table, &attachment.key);
+                    self.forget_quietly(&mut table, &attachment.key);
                 }
                 Presence::There(_) if broken => self.restore_one(&mut table, attachment),
                 Presence::There(_) | Presence::Unknown(_) => {}
@@ -145,10 +145,7 @@ impl Pods {
 
     /// Detaches `key`; true if it was attached. One that is not is no error.
     pub fn detach(&self, key: &AttachmentKey) -> Result<bool, StoreError> {
-        let mut table = self.lock();
-        let was_attached = self.forget(&mut table, key);
-        self.store.remove(key)?;
-        Ok(was_attached)
+        self.forget(&mut self.lock(), key)
     }
 
     pub fn status(&self) -> Status {
@@ -227,8 +224,7 @@ impl Pods {
         let key = attachment.key.clone();
         if let Err(error) = self.serve(&mut table, attachment, queues) {
             // Nothing may stay behind: the plugin takes the pod's plumbing down again.
-            self.forget(&mut table, &key);
-            let _ = self.store.remove(&key);
+            self.forget_quietly(&mut table, &key);
             return Err(Failure {
                 code: ErrorCode::Internal,
                 message: format!("the datapath cannot serve the pod: {error}"),
@@ -283,7 +279,7 @@ impl Pods {
         let problem = match namespace_of(&attachment) {
             Presence::Gone => {
                 tracing::info!(%key, "the pod went away while the agent was down: forgotten");
-                self.forget(table, &key);
+                self.forget_quietly(table, &key);
                 return;
             }
             Presence::Unknown(problem) => problem,
@@ -303,18 +299,24 @@ impl Pods {
         table.pods.insert(key, Pod { attachment, workload, state: State::Broken(problem) });
     }
 
-    fn forget(&self, table: &mut Table, key: &AttachmentKey) -> bool {
-        let Some(pod) = table.pods.remove(key) else {
-            return false;
-        };
-        if let State::Served(id) = pod.state {
-            self.workers.detach(id);
+    /// Out of the datapath, the table and the disk, as far as it is there; true if it was attached.
+    fn forget(&self, table: &mut Table, key: &AttachmentKey) -> Result<bool, StoreError> {
+        let pod = table.pods.remove(key);
+        if let Some(pod) = &pod {
+            if let State::Served(id) = pod.state {
+                self.workers.detach(id);
+            }
+            tracing::info!(%key, pod = %name_of(&pod.workload), "detached");
         }
-        if let Err(error) = self.store.remove(key) {
-            tracing::warn!(%error, "an attachment stays on disk; it is swept at the next start");
+        self.store.remove(key)?;
+        Ok(pod.is_some())
+    }
+
+    /// [`forget`](Self::forget) where nobody waits for the outcome: what stays on disk is swept at the next start.
+    fn forget_quietly(&self, table: &mut Table, key: &AttachmentKey) {
+        if let Err(error) = self.forget(table, key) {
+            tracing::warn!(%error, %key, "an attachment stays on disk");
         }
-        tracing::info!(%key, pod = %name_of(&pod.workload), "detached");
-        true
     }
 
     /// Carries out the removals of the time when no agent was there.
@@ -324,12 +326,15 @@ impl Pods {
             Vec::new()
         });
         for key in &keys {
-            self.forget(table, key);
-            let removed = self.store.remove(key).map_err(|error| error.to_string());
-            if let Err(error) =
-                removed.and_then(|()| self.tombstones.remove(key).map_err(|error| error.to_string()))
-            {
-                tracing::warn!(error, %key, "a removal could not be carried out; it is tried again");
+            match self.forget(table, key) {
+                Ok(_) => {
+                    if let Err(error) = self.tombstones.remove(key) {
+                        tracing::warn!(%error, %key, "a removal is carried out and stays noted");
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, %key, "a removal could not be carried out; it is tried again")
+                }
             }
         }
         keys
@@ -347,7 +352,7 @@ impl Pods {
             .map(|attachment| attachment.key.clone())
             .collect();
         for key in &stale {
-            self.forget(&mut table, key);
+            self.forget_quietly(&mut table, key);
         }
         Ok(stale)
     }
