@@ -266,7 +266,7 @@ impl Tcp {
             self.reset_pod(sh, cx, id, CloseReason::PodSilent, Leave::Abort);
             return;
         }
-        if events.acked {
+        if events.acked || events.established {
             self.resume(cx, id);
         }
         if events.data || events.fin {
