@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -16,6 +17,10 @@ pub const TUNPROXY: &str = env!("CARGO_BIN_EXE_tunproxy");
 
 /// Debian's plugins (containernetworking-plugins).
 pub const DEBIAN: &str = "/usr/lib/cni";
+
+/// What a call may take that is given up after some hundred milliseconds: the kernel's own locks, which nothing
+/// interrupts, are contended by all the tests that run at once.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 pub struct Node {
     pub host: Namespace,

@@ -103,8 +103,8 @@ pub fn reopen(netlink: &mut Netlink, name: &str, queues: u16) -> Result<Tun, Tun
     };
     let queues = if info.multi_queue { queues } else { 1 };
     let device = open(name, info.multi_queue)?;
-    // A device that had no queue has no carrier, and gets it back by deferred work, up to a second later; until then it
-    // drops what is sent. Asking for the link does that work at once (rtnl_getlink, Linux 6.9).
+    // A device that had no queue has no carrier, and gets it back by deferred work a moment later; until then it drops
+    // what is sent. Asking for the link does that work at once (rtnl_getlink, Linux 6.9).
     let link = find(netlink, name)?;
     with_queues(device, link, queues)
 }

@@ -53,24 +53,6 @@ fn it_outlives_its_descriptors_and_opens_again() {
     assert!(flags.contains(rustix::fs::OFlags::NONBLOCK));
 }
 
-/// Without waiting: the first packet after an agent's restart arrives.
-#[test]
-fn a_device_without_queues_takes_packets_as_soon_as_it_is_open_again() {
-    if !is_root() {
-        return;
-    }
-    let namespace = NetNs::create().unwrap();
-    let tun = make(&namespace, true, 1);
-    ip(&namespace, "addr add 10.5.0.1/24 dev tun0");
-    ip(&namespace, "link set tun0 up");
-    drop(tun);
-    for round in 0..20 {
-        let tun = reopen_in(&namespace, "tun0", 1).unwrap();
-        send_udp(&namespace);
-        assert!(read_packet(&tun.queues[0]).is_some(), "round {round}");
-    }
-}
-
 #[test]
 fn a_passing_tun_ends_with_its_descriptors() {
     if !is_root() {
