@@ -1,6 +1,6 @@
 //! Fail closed, leave nothing, and in time.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::json;
 use tunproxy_ipc::ErrorCode;
