@@ -97,6 +97,57 @@ fn chained() {
     churn(Path::AfterPtp);
 }
 
+/// The server speaks first and closes at once: data and FIN may be there before the flow is set up.
+fn server_speaks_first(path: Path) {
+    if !root_or_skip() {
+        return;
+    }
+    let world = World::new(&WorldOptions::for_path(path)).unwrap();
+    let pod = world.pod(path, "client").unwrap();
+    pod.sysctl("net.ipv4.ip_local_port_range", "1024 65000").unwrap();
+    let listener = world.topology.outside.tcp_listen(SocketAddr::new(Host::Web.v4().into(), 0)).unwrap();
+    let to = listener.local_addr().unwrap();
+    for _ in 0..2 {
+        let listener = listener.try_clone().unwrap();
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let _ = stream.write_all(b"greeting");
+            }
+        });
+    }
+    let left = AtomicU64::new(5_000);
+    let work = || -> Result<()> {
+        while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            let mut stream = TcpStream::connect_timeout(&to, LIMIT).context("connect")?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            let mut greeting = Vec::new();
+            let outcome = stream.read_to_end(&mut greeting);
+            ensure!(
+                outcome.is_ok() && greeting == b"greeting",
+                "from {}: {outcome:?} after {greeting:?}, {} left",
+                stream.local_addr()?,
+                left.load(Ordering::Relaxed)
+            );
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..32).map(|_| scope.spawn(|| pod.enter(work))).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("a client's thread"))
+    })
+    .unwrap();
+}
+
+#[test]
+fn server_speaks_first_routed() {
+    server_speaks_first(Path::Routed);
+}
+
+#[test]
+fn server_speaks_first_chained() {
+    server_speaks_first(Path::AfterPtp);
+}
+
 /// Connected pairs through `pod`, both ends held here.
 fn hold(pod: &Namespace, listener: &TcpListener, count: usize) -> Result<Vec<(TcpStream, TcpStream)>> {
     let to = listener.local_addr()?;

@@ -11,6 +11,7 @@ pub mod netns;
 pub mod packet;
 pub mod privilege;
 pub mod process;
+pub mod raw;
 pub mod servers;
 pub mod sim;
 pub mod topology;
