@@ -109,11 +109,11 @@ pub struct ExecArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  ip tuntap add mode tun multi_queue dev tun0 && ip addr add 198.18.0.1/15 dev tun0 && ip link set tun0 up
+  ip tuntap add mode tun dev tun0 && ip addr add 198.18.0.1/15 dev tun0 && ip link set tun0 up
   tunproxy-agent tun --device tun0 --upstream socks5://127.0.0.1:1080
 
   tunproxy-agent tun --device tun0 --setup --policy policy.yaml --log flows.jsonl
-  tunproxy-agent tun --fd 3 --upstream direct:// 3<>/dev/net/tun")]
+  tunproxy-agent tun --fd 3 --upstream direct://          (a TUN that the parent process opened)")]
 pub struct TunArgs {
     /// The TUN's name; made if it does not exist.
     #[arg(long, value_name = "NAME", required_unless_present = "fd", conflicts_with = "fd")]
@@ -218,5 +218,50 @@ fn parse_mark(text: &str) -> Result<u32, String> {
     match parsed {
         Ok(mark) if mark > 0 => Ok(mark),
         Ok(_) | Err(_) => Err("a mark is a number from 1 to 4294967295, also as 0x7470".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    /// Every line of the help's examples that runs this program, as a shell would split it.
+    #[test]
+    fn the_examples_of_the_help_are_understood() {
+        let command = Cli::command();
+        let commands = command.get_subcommands().chain([&command]);
+        let help: Vec<String> =
+            commands.filter_map(|command| Some(command.get_after_help()?.to_string())).collect();
+        let mut seen = 0;
+        for line in help.iter().flat_map(|text| text.lines()) {
+            let Some(start) = line.find("tunproxy-agent ").filter(|_| line.starts_with("  ")) else {
+                continue;
+            };
+            let words = line[start..]
+                .split_whitespace()
+                .map(|word| word.trim_matches('\''))
+                .take_while(|word| !word.starts_with(['|', '>', '(']));
+            if let Err(error) = Cli::command().try_get_matches_from(words) {
+                panic!("{line}: {error}");
+            }
+            seen += 1;
+        }
+        assert!(seen >= 12, "only {seen} examples found");
+    }
+
+    #[test]
+    fn labels_and_marks_are_read_or_refused() {
+        assert_eq!(parse_label("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert!(parse_label("=b").is_err() && parse_label("a").is_err());
+        assert_eq!(parse_mark("0x7470"), Ok(0x7470));
+        assert_eq!(parse_mark("7"), Ok(7));
+        assert!(parse_mark("0").is_err() && parse_mark("-1").is_err() && parse_mark("0xg").is_err());
     }
 }

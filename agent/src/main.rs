@@ -63,19 +63,16 @@ fn print_completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn print_manual(args: &ManArgs) -> anyhow::Result<ExitCode> {
-    match &args.out {
-        Some(folder) => {
-            std::fs::create_dir_all(folder)?;
-            clap_mangen::generate_to(Cli::command(), folder)?;
-            if std::io::stderr().is_terminal() {
-                eprintln!("manual pages written to {}", folder.display());
-            }
-        }
-        None => {
-            let mut text = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut text)?;
-            std::io::stdout().lock().write_all(&text)?;
-        }
+    let Some(folder) = &args.out else {
+        let mut text = Vec::new();
+        clap_mangen::Man::new(Cli::command()).render(&mut text)?;
+        std::io::stdout().lock().write_all(&text)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    std::fs::create_dir_all(folder)?;
+    clap_mangen::generate_to(Cli::command(), folder)?;
+    if std::io::stderr().is_terminal() {
+        eprintln!("manual pages written to {}", folder.display());
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -115,7 +115,7 @@ impl Session {
         match DocumentWatch::start(governed.policies.paths()) {
             Ok(watch) => drop(self.runtime.spawn(follow(watch, self.reload.clone()))),
             Err(error) => {
-                tracing::warn!(%error, "policy documents are not watched; edits take effect at the next start")
+                tracing::warn!(%error, "policy documents are not watched; edits take effect at the next start");
             }
         }
     }

@@ -92,12 +92,11 @@ impl Device {
 
     fn by_name(name: &str) -> anyhow::Result<Self> {
         let mut netlink = Netlink::open()?;
-        let tun = match netlink.link(name)? {
-            Some(_) => tun::reopen(&mut netlink, name, 1)?,
-            None => {
-                let spec = TunSpec { name, queues: queues(), mtu: u32::from(MTU), persistent: None };
-                tun::create(&mut netlink, &spec)?
-            }
+        let tun = if netlink.link(name)?.is_some() {
+            tun::reopen(&mut netlink, name, queues())?
+        } else {
+            let spec = TunSpec { name, queues: queues(), mtu: u32::from(MTU), persistent: None };
+            tun::create(&mut netlink, &spec)?
         };
         Ok(Self { name: tun.name, queues: tun.queues, vnet_header: true, mtu: mtu_of(name)?, set_up: None })
     }

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -189,14 +189,16 @@ fn broken_policy_runs_nothing() {
     assert!(!Path::new("/tmp/never").exists());
 }
 
-/// Starts a command that says `ready` when its traps are set.
-fn start_ready(lab: &Lab, script: &str) -> Child {
+/// Starts a command that says `ready` when its traps are set. Its standard input is to be kept: a wait would close it,
+/// and the command would read its end instead of getting its signal.
+fn start_ready(lab: &Lab, script: &str) -> (Child, ChildStdin) {
     let mut command = lab.exec(&["--", "sh", "-c", script]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");
-    child
+    let stdin = child.stdin.take().unwrap();
+    (child, stdin)
 }
 
 #[test]
@@ -213,11 +215,12 @@ fn signals_to_the_agent_reach_the_command() {
         ("USR1", Signal::USR1),
     ];
     for (name, signal) in signals {
-        let mut child = start_ready(&lab, &format!("trap 'exit 42' {name}; echo ready; read line; exit 1"));
+        let (mut child, _stdin) =
+            start_ready(&lab, &format!("trap 'exit 42' {name}; echo ready; read line; exit 1"));
         kill_process(Pid::from_child(&child), signal).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(42), "{name}");
     }
-    let mut child = start_ready(&lab, "echo ready; read line");
+    let (mut child, _stdin) = start_ready(&lab, "echo ready; read line");
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(143), "a command that does not catch it is ended by it");
 }

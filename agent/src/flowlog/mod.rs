@@ -24,7 +24,7 @@ pub use rotate::RotatingFile;
 /// Records waiting for the writer, some 2 MiB at worst; a burst beyond it is dropped and counted.
 const QUEUE: usize = 8192;
 /// How often a failing disk is complained about.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+const COMPLAIN_EVERY: Duration = Duration::from_mins(1);
 
 /// Where lines go.
 #[derive(Clone, Debug, PartialEq, Eq)]

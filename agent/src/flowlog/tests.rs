@@ -34,7 +34,7 @@ fn allowed() -> FlowRecord {
 }
 
 fn ended() -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_micros(1_792_000_000_250_000)
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_792_000_000) + Duration::from_millis(250)
 }
 
 fn text(record: &FlowRecord) -> String {

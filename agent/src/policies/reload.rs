@@ -65,18 +65,11 @@ impl Reload {
         for mistake in mistakes {
             tracing::error!("{mistake}");
         }
-        let count = mistakes.len();
-        match self.policies.current() {
-            Some(last) => tracing::error!(
-                mistakes = count,
-                generation = last.number,
-                "the policy documents are broken; the last good ones stay in force"
-            ),
-            None => tracing::error!(
-                mistakes = count,
-                "the policy documents are broken; every flow is refused until they are mended"
-            ),
-        }
+        let kept = match self.policies.current() {
+            Some(_) => "the last good ones stay in force",
+            None => "every flow is refused until they are mended",
+        };
+        tracing::error!(mistakes = mistakes.len(), "the policy documents are broken; {kept}");
     }
 }
 

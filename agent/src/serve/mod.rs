@@ -5,6 +5,7 @@
 
 pub mod cni;
 pub mod pods;
+mod presence;
 pub mod readiness;
 pub mod store;
 

@@ -6,16 +6,15 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tunproxy_ipc::{
     AttachRequest, Attachment, AttachmentKey, Checked, ErrorCode, Failure, GcRequest, InterfaceAddress,
-    NamespaceId, PodIdentity, PrepareRequest, Request, Response, Settings, Status, Tombstones,
+    PodIdentity, PrepareRequest, Request, Response, Settings, Status, Tombstones,
 };
-use tunproxy_linux_net::{NetNs, NetNsId, TunError, tun};
 use tunproxy_policy::Workload;
 
+use super::presence::{Presence, check_descriptors, namespace_of, reopen};
 use super::store::{Store, StoreError};
 use crate::config::Networks;
 use crate::policies::Policies;
@@ -92,8 +91,10 @@ impl Pods {
             Request::Attach(AttachRequest { attachment }) => {
                 self.attach(attachment, fds).map(|()| Response::Attached)
             }
-            Request::Detach(key) => self.detach(&key).map(|_| Response::Detached).map_err(from_store),
-            Request::Gc(request) => self.collect(&request).map(|removed| Response::Collected { removed }),
+            Request::Detach(key) => {
+                self.detach(&key).map(|_| Response::Detached).map_err(|error| from_store(&error))
+            }
+            Request::Gc(request) => Ok(Response::Collected { removed: self.collect(&request) }),
             Request::Check(key) => Ok(Response::Checked(self.check(&key))),
             Request::Status => Ok(Response::Status(self.status())),
         }
@@ -215,8 +216,8 @@ impl Pods {
     fn attach(&self, attachment: Attachment, mut fds: Vec<OwnedFd>) -> Result<(), Failure> {
         let queues = check_descriptors(&attachment, &mut fds)?;
         let mut table = self.lock();
-        self.refuse_conflict(&table, &attachment)?;
-        self.store.save(&attachment).map_err(from_store)?;
+        refuse_conflict(&table, &attachment)?;
+        self.store.save(&attachment).map_err(|error| from_store(&error))?;
         // A removal that could not be told belongs to what was there before, not to this attachment.
         if let Err(error) = self.tombstones.remove(&attachment.key) {
             tracing::warn!(%error, "a stale tombstone stays");
@@ -232,23 +233,6 @@ impl Pods {
         }
         tracing::info!(%key, pod = %name_of(&table.pods[&key].workload), "attached");
         Ok(())
-    }
-
-    /// A repeated ADD of one pod converges; another pod under the same key is somebody's mistake.
-    fn refuse_conflict(&self, table: &Table, attachment: &Attachment) -> Result<(), Failure> {
-        let Some(known) = table.pods.get(&attachment.key) else { return Ok(()) };
-        let same = known.attachment.netns == attachment.netns;
-        if same || matches!(namespace_of(&known.attachment), Presence::Gone) {
-            return Ok(());
-        }
-        Err(Failure {
-            code: ErrorCode::Conflict,
-            message: format!(
-                "{} is attached in {}; run DEL for it first",
-                attachment.key,
-                known.attachment.netns_path.display()
-            ),
-        })
     }
 
     /// Hands the queues to the datapath, in the place of what was served under the key before.
@@ -333,14 +317,14 @@ impl Pods {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, %key, "a removal could not be carried out; it is tried again")
+                    tracing::warn!(%error, %key, "a removal could not be carried out; it is tried again");
                 }
             }
         }
         keys
     }
 
-    fn collect(&self, request: &GcRequest) -> Result<Vec<AttachmentKey>, Failure> {
+    fn collect(&self, request: &GcRequest) -> Vec<AttachmentKey> {
         let mut table = self.lock();
         let stale: Vec<AttachmentKey> = table
             .pods
@@ -354,7 +338,7 @@ impl Pods {
         for key in &stale {
             self.forget_quietly(&mut table, key);
         }
-        Ok(stale)
+        stale
     }
 
     fn check(&self, key: &AttachmentKey) -> Checked {
@@ -379,53 +363,21 @@ impl Pods {
     }
 }
 
-/// Whether the pod's namespace is still the one it was attached in.
-enum Presence {
-    There(NetNs),
-    Gone,
-    Unknown(String),
-}
-
-fn namespace_of(attachment: &Attachment) -> Presence {
-    match NetNs::open(&attachment.netns_path) {
-        Ok(namespace) if same(namespace.id(), attachment.netns) => Presence::There(namespace),
-        // The path was given to a successor: a namespace keeps its inode as long as it lives.
-        Ok(_) => Presence::Gone,
-        Err(error) if error.is_gone() => Presence::Gone,
-        Err(error) => Presence::Unknown(error.to_string()),
+/// A repeated ADD of one pod converges; another pod under the same key is somebody's mistake.
+fn refuse_conflict(table: &Table, attachment: &Attachment) -> Result<(), Failure> {
+    let Some(known) = table.pods.get(&attachment.key) else { return Ok(()) };
+    let same = known.attachment.netns == attachment.netns;
+    if same || matches!(namespace_of(&known.attachment), Presence::Gone) {
+        return Ok(());
     }
-}
-
-fn reopen(namespace: &NetNs, attachment: &Attachment) -> Result<Vec<OwnedFd>, TunError> {
-    Ok(tun::reopen_in(namespace, &attachment.tun_name, attachment.queues)?.queues)
-}
-
-/// The descriptors of an Attach: the namespace it speaks of, then the queues, as many as it says.
-fn check_descriptors(attachment: &Attachment, fds: &mut Vec<OwnedFd>) -> Result<Vec<OwnedFd>, Failure> {
-    let bad = |message: String| Failure { code: ErrorCode::BadRequest, message };
-    let expected = usize::from(attachment.queues) + 1;
-    if attachment.queues == 0 || fds.len() != expected {
-        return Err(bad(format!(
-            "{} descriptors came for {} queues; a network namespace and the queues are expected",
-            fds.len(),
-            attachment.queues
-        )));
-    }
-    let queues = fds.split_off(1);
-    let namespace = fds.pop().expect("counted above");
-    let namespace =
-        NetNs::from_fd(namespace, Path::new("(of the plugin)")).map_err(|error| bad(error.to_string()))?;
-    if !same(namespace.id(), attachment.netns) {
-        return Err(bad("the namespace's descriptor is not that of the attachment".to_owned()));
-    }
-    if namespace.is_host() {
-        return Err(bad("the host's own network namespace is not attached".to_owned()));
-    }
-    Ok(queues)
-}
-
-fn same(id: NetNsId, recorded: NamespaceId) -> bool {
-    (id.device, id.inode) == (recorded.device, recorded.inode)
+    Err(Failure {
+        code: ErrorCode::Conflict,
+        message: format!(
+            "{} is attached in {}; run DEL for it first",
+            attachment.key,
+            known.attachment.netns_path.display()
+        ),
+    })
 }
 
 fn workload_of(pod: &PodIdentity) -> Workload {
@@ -451,7 +403,7 @@ fn no_policy(policies: &Policies) -> String {
     }
 }
 
-fn from_store(error: StoreError) -> Failure {
+fn from_store(error: &StoreError) -> Failure {
     let code = match error {
         StoreError::BadKey { .. } => ErrorCode::BadRequest,
         StoreError::Io { .. } | StoreError::InUse { .. } => ErrorCode::Internal,

@@ -48,7 +48,7 @@ impl Upstreams {
                 Ok(route) => drop(routes.insert(spec.reference.clone(), Arc::new(route))),
                 // Left out: what policy sends there is refused.
                 Err(error) => {
-                    tracing::error!(upstream = &*spec.reference.0, %error, "an upstream cannot be used")
+                    tracing::error!(upstream = &*spec.reference.0, %error, "an upstream cannot be used");
                 }
             }
         }

@@ -143,3 +143,93 @@ async fn connect_directly(address: SocketAddr, timeout: Duration, mark: Option<u
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use tokio::runtime::Builder;
+    use tunproxy_policy::{DomainName, UpstreamRef};
+
+    use super::*;
+    use crate::documents::{Endpoint, Secret};
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    fn target(dial: SocketAddr) -> Target {
+        Target { destination: dial, dial, name: Some(DomainName::parse("a.test").unwrap()) }
+    }
+
+    fn handshake(source: HandshakeError) -> DialError {
+        DialError::Socks5(ConnectError::Handshake { address: "proxy:1080".into(), source })
+    }
+
+    #[test]
+    fn what_a_proxy_says_of_the_destination_reaches_the_pod() {
+        let expected = [
+            (Reply::ConnectionRefused, DialFailure::Refused),
+            (Reply::NetworkUnreachable, DialFailure::NetworkUnreachable),
+            (Reply::HostUnreachable, DialFailure::HostUnreachable),
+            (Reply::TtlExpired, DialFailure::HostUnreachable),
+            (Reply::GeneralFailure, DialFailure::Failed),
+            (Reply::NotAllowed, DialFailure::Failed),
+            (Reply::CommandNotSupported, DialFailure::Failed),
+            (Reply::AddressTypeNotSupported, DialFailure::Failed),
+            (Reply::Unassigned(77), DialFailure::Failed),
+        ];
+        for (reply, failure) in expected {
+            assert_eq!(handshake(HandshakeError::Refused(reply)).failure(), failure, "{reply}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_that_fails_itself_is_told_apart_from_the_destination() {
+        let address = || "proxy:1080".to_owned();
+        let io = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let expected = [
+            (ConnectError::Unreachable { address: address(), source: io() }, DialFailure::HostUnreachable),
+            (ConnectError::Resolve { host: address(), source: io() }, DialFailure::HostUnreachable),
+            (ConnectError::TimedOut { address: address(), after: DIRECT_TIMEOUT }, DialFailure::TimedOut),
+            (ConnectError::Broken { address: address(), source: io() }, DialFailure::Failed),
+            (ConnectError::Local { address: address(), source: io() }, DialFailure::Failed),
+        ];
+        for (error, failure) in expected {
+            assert_eq!(DialError::from(error).failure(), failure);
+        }
+        assert_eq!(handshake(HandshakeError::AuthenticationFailed(1)).failure(), DialFailure::Failed);
+    }
+
+    #[test]
+    fn a_direct_document_connects_from_the_node() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        run(Route::direct().connect(&target(address), None)).unwrap();
+        drop(listener);
+        let error = run(Route::direct().connect(&target(address), None)).unwrap_err();
+        assert_eq!(error.failure(), DialFailure::Refused, "{error}");
+    }
+
+    #[test]
+    fn reject_connects_nothing() {
+        let error = run(Route::Reject.connect(&target("192.0.2.1:80".parse().unwrap()), None)).unwrap_err();
+        assert_eq!(error.failure(), DialFailure::Refused);
+    }
+
+    #[test]
+    fn credentials_of_a_document_are_those_of_the_handshake() {
+        let spec = |username: &str| UpstreamSpec {
+            reference: UpstreamRef("corp".into()),
+            kind: UpstreamKind::Socks5 {
+                address: Endpoint::Tcp { host: "proxy".into(), port: 1080 },
+                login: Some(Login { username: username.into(), password: Secret::new("secret") }),
+            },
+            connect_timeout: Duration::from_secs(3),
+        };
+        let Ok(Route::Socks5(proxy)) = Route::try_from(&spec("me")) else { panic!() };
+        assert_eq!(proxy.credentials, Some(Credentials::new("me", "secret").unwrap()));
+        assert_eq!(proxy.timeout, Duration::from_secs(3));
+        assert!(Route::try_from(&spec(&"x".repeat(256))).is_err());
+    }
+}
