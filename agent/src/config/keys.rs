@@ -141,7 +141,7 @@ pub static KEYS: &[Key] = &[
     Key::list(
         "networks.nodes",
         "CIDR",
-        "Node networks: refused to pods unless a policy names them",
+        "Node networks; read and kept for the host gate, without effect in this version",
         set!(networks.nodes = Raw::networks),
         |config| config.networks.nodes.iter().map(ToString::to_string).collect(),
     ),
