@@ -54,7 +54,7 @@ impl Lab {
 
     fn send(&self, packets: impl IntoIterator<Item = Vec<u8>> + Send) -> Result<()> {
         RawLink::with(&self.hostile, &self.tun, |link| {
-            packets.into_iter().for_each(|packet| link.send(&packet))
+            packets.into_iter().for_each(|packet| link.send(&packet));
         })
     }
 
