@@ -66,6 +66,11 @@ struct Pod {
 pub fn run(plan: Plan) -> Result<()> {
     let mut report = Report::default();
     let bench = Bench::new(plan.ours)?;
+    // First of all: later, memory that other rows needed would be there already.
+    if let Some(agent) = &bench.agent {
+        eprintln!("memory of {} idle connections", plan.idle);
+        bench.idle_memory(agent, plan.idle, &mut report)?;
+    }
     for round in 1..=plan.rounds {
         for (index, row) in LOADS.iter().enumerate() {
             eprintln!("round {round}/{}: {}", plan.rounds, row.name);
@@ -78,10 +83,6 @@ pub fn run(plan: Plan) -> Result<()> {
                 bench.measure(row, side, plan.seconds, &mut report)?;
             }
         }
-    }
-    if let Some(agent) = &bench.agent {
-        eprintln!("memory of {} idle connections", plan.idle);
-        bench.idle_memory(agent, plan.idle, &mut report)?;
     }
     eprintln!("{} attachments", plan.attachments);
     bench.attachments(plan.attachments, &mut report)?;

@@ -72,12 +72,14 @@ pub const SOCKS_USER: &str = "pod";
 pub const SOCKS_PASSWORD: &str = "p@ss:word";
 
 /// The names that the outside's DNS knows. `allowed.test` and `refused.test` share their addresses, as behind a CDN.
-pub const NAMES: [(&str, Host); 5] = [
+pub const NAMES: [(&str, Host); 7] = [
     ("allowed.test", Host::Web),
     ("refused.test", Host::Web),
     ("other.test", Host::OtherWeb),
     ("ssh.test", Host::Ssh),
     ("iperf.test", Host::Iperf),
+    ("far.test", Host::Far),
+    ("far-refused.test", Host::Far),
 ];
 
 /// Fields are dropped in this order: the agent before the servers, those before the namespaces.
@@ -102,7 +104,7 @@ impl World {
         count_leaks(outside)?;
         let nginx = Nginx::start(outside, &web_sites())?;
         let git = GitRepository::create(&nginx.files(), "project")?;
-        let dns = DnsServer::start(outside, &Host::Dns.both(), &records())?;
+        let dns = DnsServer::start(outside, &[Host::Dns.both(), Host::Far.both()].concat(), &records())?;
         let sshd = Sshd::start(outside, &Host::Ssh.both())?;
         let danted = Danted::start(outside, SocketAddr::new(Host::Socks.v4().into(), SOCKS_PORT))?;
         let socks = Host::Socks.v4().into();
@@ -216,7 +218,7 @@ fn web_sites() -> Vec<WebNames> {
         |host: Host, name: &str| WebNames { addresses: host.both().to_vec(), names: vec![name.to_owned()] };
     NAMES
         .iter()
-        .filter(|(_, host)| matches!(host, Host::Web | Host::OtherWeb))
+        .filter(|(_, host)| matches!(host, Host::Web | Host::OtherWeb | Host::Far))
         .map(|&(name, host)| site(host, name))
         .collect()
 }

@@ -40,21 +40,32 @@ pub enum Host {
     Dns,
     Ssh,
     Iperf,
+    /// Not on the node's link: reached by the default route only.
+    Far,
 }
 
 impl Host {
-    const ALL: [Self; 6] = [Self::Web, Self::OtherWeb, Self::Socks, Self::Dns, Self::Ssh, Self::Iperf];
+    const ALL: [Self; 7] =
+        [Self::Web, Self::OtherWeb, Self::Socks, Self::Dns, Self::Ssh, Self::Iperf, Self::Far];
 
     pub const fn v4(self) -> Ipv4Addr {
-        Ipv4Addr::new(198, 51, 100, self.number())
+        if self.is_on_link() {
+            Ipv4Addr::new(198, 51, 100, self.number())
+        } else {
+            Ipv4Addr::new(203, 0, 113, self.number())
+        }
     }
 
     pub const fn v6(self) -> Ipv6Addr {
-        v6(0x100, self.number() as u16)
+        v6(if self.is_on_link() { 0x100 } else { 0x200 }, self.number() as u16)
     }
 
     pub fn both(self) -> [IpAddr; 2] {
         [self.v4().into(), self.v6().into()]
+    }
+
+    const fn is_on_link(self) -> bool {
+        !matches!(self, Self::Far)
     }
 
     const fn number(self) -> u8 {
@@ -65,6 +76,7 @@ impl Host {
             Self::Ssh => 22,
             Self::Dns => 53,
             Self::Iperf => 100,
+            Self::Far => 150,
         }
     }
 }
@@ -133,8 +145,9 @@ fn set_up_node(node: &Namespace) -> Result<()> {
 fn set_up_outside(outside: &Namespace) -> Result<()> {
     forward(outside)?;
     for host in Host::ALL {
-        outside.ip(&format!("addr add {}/24 dev {OUTSIDE}", host.v4()))?;
-        outside.ip(&format!("addr add {}/64 dev {OUTSIDE} nodad", host.v6()))?;
+        let (v4, v6, device) = if host.is_on_link() { (24, 64, OUTSIDE) } else { (32, 128, "lo") };
+        outside.ip(&format!("addr add {}/{v4} dev {device}", host.v4()))?;
+        outside.ip(&format!("addr add {}/{v6} dev {device} nodad", host.v6()))?;
     }
     outside.ip(&format!("route add {POD_NETWORK_V4} via {NODE_V4}"))?;
     outside.ip(&format!("route add {POD_NETWORK_V6} via {NODE_V6}"))?;
