@@ -20,6 +20,9 @@ const MAX_RETRIES: u8 = 15;
 /// RFC 5681: duplicate ACKs that stand for a loss.
 const DUP_ACKS: u8 = 3;
 
+/// Room below this is not worth a read of the upstream; a super-segment is four times as large.
+const MAX_SLIVER: usize = 16 * 1024;
+
 /// Above any window: no congestion was seen yet.
 const UNLIMITED: u32 = 1 << 30;
 
@@ -173,19 +176,20 @@ impl Sender {
         self.queue.is_empty() && self.fin != Fin::Queued
     }
 
-    /// Octets that may be queued now so that they can be sent at once; one segment beyond a closed window, so that the
-    /// persist timer has something to ask for.
+    /// Octets that may be queued now so that they can be sent at once. Behind a closed window one segment, so that the
+    /// persist timer has something to ask for. While octets are under way, a sliver of room counts as none: filling it
+    /// would make slivers of all that follows, one for each ACK.
     pub(crate) fn room(&self, ceiling: usize) -> usize {
         if self.fin != Fin::None {
             return 0;
         }
         let queued = self.queue.len();
         let allowed = (self.window.min(self.cwnd) as usize).min(ceiling);
-        if allowed > queued {
+        let sliver = (self.max_window as usize / 4).min(MAX_SLIVER);
+        if allowed > queued && (queued == 0 || allowed - queued >= sliver) {
             return allowed - queued;
         }
-        let unsent = queued.saturating_sub((self.max - self.una) as usize);
-        if unsent == 0 { usize::from(self.mss) } else { 0 }
+        if queued == 0 { usize::from(self.mss) } else { 0 }
     }
 
     pub(crate) fn push(&mut self, pool: &mut Pool, buffer: &mut PacketBuf, start: usize, end: usize) {
