@@ -18,6 +18,7 @@ build: setup-test ## Build the agent and the static plugin (below target/)
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --target $(HOST_TARGET) --package tunproxy-cni-plugin
 
 demo: setup-test ## Show the main job on this machine: real pods, a policy, a table of what happened (as root)
+	@echo "building (some minutes the first time)"
 	@$(CARGO) build --quiet --release --package tunproxy-agent --package tunproxy-cni-plugin --package tunproxy-e2e --bins
 	@TUNPROXY_BIN_DIR=$(TARGET)/release $(TARGET)/release/tunproxy-demo
 
@@ -29,6 +30,7 @@ e2e: setup-e2e ## Run the plugin under real container runtimes: cnitool, contain
 	$(CARGO) test --package tunproxy-e2e --test runtime -- --ignored
 
 bench: setup-bench ## Measure the routed path and ours in the same run; table, and JSON in target/bench.json (as root)
+	@echo "building (some minutes the first time)"
 	@$(CARGO) build --quiet --release --package tunproxy-agent --package tunproxy-bench
 	@RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --quiet --release --target $(HOST_TARGET) --package tunproxy-cni-plugin
 	@cp $(TARGET)/$(HOST_TARGET)/release/tunproxy $(TARGET)/release/tunproxy
