@@ -16,6 +16,9 @@ use super::{Command, Dialer, FlowSink, Handle, PodConfig, PodId, WorkersConfig, 
 
 const EVENTS: usize = 256;
 
+/// A worker with nothing to do for so long lets go of its spare buffers.
+const IDLE: std::time::Duration = std::time::Duration::from_millis(50);
+
 pub(super) struct EventLoop {
     poll: Poll,
     commands: Receiver<Command>,
@@ -66,6 +69,9 @@ impl EventLoop {
         let mut events = Events::with_capacity(EVENTS);
         loop {
             let timeout = self.timeout();
+            if timeout.is_none_or(|wait| wait > IDLE) {
+                self.pool.trim();
+            }
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

@@ -1,7 +1,7 @@
 //! Keys of the flow tables and the identities handed across the IO boundary.
 
 use std::hash::{BuildHasher, Hash};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use siphasher::sip::SipHasher13;
 
@@ -12,16 +12,48 @@ pub struct FlowId {
     pub generation: u32,
 }
 
+/// An address and a port, without the flow label and scope that make `SocketAddr` half as large again: the table of
+/// flows holds thousands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct End {
+    address: IpAddr,
+    port: u16,
+}
+
+impl From<SocketAddr> for End {
+    fn from(from: SocketAddr) -> Self {
+        Self { address: from.ip(), port: from.port() }
+    }
+}
+
+impl From<End> for SocketAddr {
+    fn from(from: End) -> Self {
+        Self::new(from.address, from.port)
+    }
+}
+
 /// Both ends of a flow as the pod names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ends {
-    pub pod: SocketAddr,
-    pub remote: SocketAddr,
+pub(crate) struct Ends {
+    pod: End,
+    remote: End,
 }
 
 impl Ends {
-    pub fn is_v6(&self) -> bool {
-        self.pod.is_ipv6()
+    pub(crate) fn new(pod: SocketAddr, remote: SocketAddr) -> Self {
+        Self { pod: pod.into(), remote: remote.into() }
+    }
+
+    pub(crate) fn pod(&self) -> SocketAddr {
+        self.pod.into()
+    }
+
+    pub(crate) fn remote(&self) -> SocketAddr {
+        self.remote.into()
+    }
+
+    pub(crate) fn is_v6(&self) -> bool {
+        self.pod.address.is_ipv6()
     }
 }
 

@@ -7,7 +7,7 @@ use tunproxy_policy::{Decision, FlowQuery, Permit, Protocol, Refusal};
 
 use super::flow::{Flow, State, Syn};
 use crate::dns::StreamTap;
-use crate::key::{Ends, FlowId};
+use crate::key::{End, Ends, FlowId};
 use crate::record::{CloseReason, FlowRecord, NameSource, Outcome};
 use crate::sniff::{self, Sniffed};
 use crate::stack::Shared;
@@ -182,8 +182,9 @@ pub(super) struct Meta {
     pub(super) permit: Permit,
     pub(super) refusal: Option<Box<Refusal>>,
     pub(super) name_source: Option<NameSource>,
-    pub(super) dialed: Option<SocketAddr>,
-    pub(super) connect_micros: Option<u64>,
+    pub(super) dialed: Option<End>,
+    /// More than an hour does not occur: a SYN is held for seconds.
+    pub(super) connect_micros: Option<u32>,
     pub(super) bytes_sent: u64,
     pub(super) bytes_received: u64,
     pub(super) packets_sent: u64,
@@ -207,7 +208,7 @@ impl Meta {
     }
 
     pub(super) fn connected(&mut self, now: Instant) {
-        self.connect_micros = Some((now - self.started).total_micros());
+        self.connect_micros = Some((now - self.started).total_micros().try_into().unwrap_or(u32::MAX));
     }
 
     pub(super) fn refused(&mut self, refusal: Refusal) {
@@ -226,19 +227,19 @@ impl Meta {
             start: self.started,
             end: now,
             protocol: Protocol::Tcp,
-            source: ends.pod,
-            destination: ends.remote,
+            source: ends.pod(),
+            destination: ends.remote(),
             name_source: self.name_source.filter(|_| name.is_some()),
             name,
             outcome,
             rule,
             upstream: Some(self.permit.upstream().clone()),
-            dialed: self.dialed,
+            dialed: self.dialed.map(SocketAddr::from),
             bytes_sent: self.bytes_sent,
             bytes_received: self.bytes_received,
             packets_sent: self.packets_sent,
             packets_received: self.packets_received,
-            connect_micros: self.connect_micros,
+            connect_micros: self.connect_micros.map(u64::from),
             close,
         }
     }

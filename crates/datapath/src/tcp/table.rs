@@ -19,7 +19,7 @@ use crate::buffer::PacketBuf;
 use crate::counters::DropReason;
 use crate::emit::Head;
 use crate::icmp::{self, Unreachable};
-use crate::key::{Ends, FlowId, KeyedState};
+use crate::key::{End, Ends, FlowId, KeyedState};
 use crate::limits::Limits;
 use crate::record::CloseReason;
 use crate::stack::{Action, Cx, DialFailure, Shared, Transmit};
@@ -111,7 +111,7 @@ impl Tcp {
             let tcp = view::tcp(packet, buffer.bytes())?;
             let pod = SocketAddr::new(packet.source, tcp.src_port());
             let remote = SocketAddr::new(packet.destination, tcp.dst_port());
-            (Ends { pod, remote }, Segment::new(&tcp, packet.transport.start, packet.transport.len()))
+            (Ends::new(pod, remote), Segment::new(&tcp, packet.transport.start, packet.transport.len()))
         };
         let Some(&slot) = self.by_ends.get(&ends) else {
             return self.handle_unknown(sh, cx, ends, &segment);
@@ -196,7 +196,7 @@ impl Tcp {
         if self.half_open >= sh.config.limits.half_open {
             return Err(DropReason::HalfOpenLimit);
         }
-        let (permit, fallback) = match sh.decide(cx.now, Protocol::Tcp, ends.remote) {
+        let (permit, fallback) = match sh.decide(cx.now, Protocol::Tcp, ends.remote()) {
             Decision::Allow(permit) => (permit, None),
             Decision::ByName { provisional, fallback } => (provisional, Some(fallback)),
             Decision::Deny(refusal) => {
@@ -217,7 +217,7 @@ impl Tcp {
         self.generation = self.generation.wrapping_add(1);
         let entry = self.slots.vacant_entry();
         let id = FlowId { slot: entry.key() as u32, generation: self.generation };
-        let target = sh.target(&permit, ends.remote);
+        let target = sh.target(&permit, ends.remote());
         sh.actions.push_back(Action::Connect { flow: id, permit: permit.clone(), target });
         let mut slot = Slot::new(id, ends, Meta::new(cx.now, permit), held);
         arm(&mut self.timers, &mut slot);
@@ -353,7 +353,7 @@ impl Tcp {
 
     fn try_sniff(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId) {
         let Some(slot) = self.slot_mut(id) else { return };
-        let remote = slot.ends.remote;
+        let remote = slot.ends.remote();
         let Some(open) = slot.open_mut() else { return };
         let Some(outcome) = open.sniff(sh, cx.now, remote) else { return };
         self.settle_name(sh, cx, id, outcome);
@@ -361,7 +361,7 @@ impl Tcp {
 
     fn settle_name(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId, outcome: super::slot::Settled) {
         let Some(slot) = self.slot_mut(id) else { return };
-        let remote = slot.ends.remote;
+        let remote = slot.ends.remote();
         slot.meta.name_source = outcome.source.or(slot.meta.name_source);
         let permit = match outcome.decision {
             Ok(permit) => permit,
@@ -398,7 +398,7 @@ impl Tcp {
     ) {
         let link = link(&sh.config, self.slot(id).is_some_and(|slot| slot.ends.is_v6()));
         let Some(slot) = self.slot_mut(id) else { return };
-        slot.meta.dialed = dialed;
+        slot.meta.dialed = dialed.map(End::from);
         match &mut slot.body {
             Body::Held(held) => {
                 slot.meta.connected(cx.now);
@@ -407,7 +407,7 @@ impl Tcp {
                 // RFC 6528: a clock of four microseconds plus a keyed function of the ends.
                 let iss = Seq(clock.wrapping_add(keyed as u32));
                 let flow = Flow::accept(cx.now, &held.syn, link, iss, (keyed >> 32) as u32);
-                let tap = sh.is_trusted_resolver(slot.ends.remote);
+                let tap = sh.is_trusted_resolver(slot.ends.remote());
                 slot.body = Body::Open(Box::new(Open::new(cx.now, flow, held.fallback.take(), tap)));
                 self.pending -= 1;
                 self.half_open += 1;
@@ -450,7 +450,7 @@ impl Tcp {
             && sh.allow_error(cx.now)
         {
             sh.counters.icmp_errors_sent += 1;
-            sh.send_control(icmp::error_for_syn(kind, ends.pod, ends.remote, syn.seq));
+            sh.send_control(icmp::error_for_syn(kind, ends.pod(), ends.remote(), syn.seq));
         }
         self.remove(sh, cx, id, reason, Leave::Close);
     }
@@ -585,7 +585,7 @@ impl Tcp {
         let ids: Vec<_> = self.slots.iter().map(|(_, slot)| slot.id).collect();
         for id in ids {
             let Some(slot) = self.slot_mut(id) else { continue };
-            match sh.still_allowed(&slot.meta.permit, Protocol::Tcp, slot.ends.remote) {
+            match sh.still_allowed(&slot.meta.permit, Protocol::Tcp, slot.ends.remote()) {
                 // The upstream a flow runs over stays; rule and verdict are those of today.
                 Ok(permit) if permit.upstream() == slot.meta.permit.upstream() => slot.meta.permit = permit,
                 Ok(_) => {}
@@ -689,7 +689,7 @@ fn poll_slot(
     slot: &mut Slot,
     timers: &mut Timers<FlowId>,
 ) -> Option<(Head, Option<super::send::Piece>)> {
-    let (pod, remote, linked) = (slot.ends.pod, slot.ends.remote, slot.linked);
+    let (pod, remote, linked) = (slot.ends.pod(), slot.ends.remote(), slot.linked);
     let open = slot.open_mut()?;
     let limit =
         if sh.config.offload { MAX_PACKET - MAX_HEADERS } else { usize::from(open.flow.sender.mss()) };
@@ -729,7 +729,7 @@ fn reset_for_syn(seq: Seq) -> Outgoing {
 
 fn refuse(sh: &mut Shared, now: Instant, ends: &Ends, segment: &Segment, refusal: Refusal) {
     send_reset(sh, now, ends, &reset_for_syn(segment.seq));
-    sh.record_refusal(now, Protocol::Tcp, ends.pod, ends.remote, refusal);
+    sh.record_refusal(now, Protocol::Tcp, ends.pod(), ends.remote(), refusal);
 }
 
 /// The reset for a segment of no connection (RFC 9293 3.10.7.1).
@@ -751,7 +751,7 @@ fn send_reset(sh: &mut Shared, now: Instant, ends: &Ends, outgoing: &Outgoing) {
 
 /// Sends a segment without payload that belongs to no flow, or to one that ends with it.
 fn send_alone(sh: &mut Shared, ends: &Ends, outgoing: &Outgoing) {
-    let mut head = outgoing.head(ends.remote, ends.pod);
+    let mut head = outgoing.head(ends.remote(), ends.pod());
     if !sh.config.offload {
         head.complete(&[]);
     }
