@@ -69,9 +69,9 @@ impl EventLoop {
         let mut events = Events::with_capacity(EVENTS);
         loop {
             let timeout = self.timeout();
-            if timeout.is_none_or(|wait| wait > IDLE) {
-                self.pool.trim();
-            }
+            // With buffers to spare the first wait is short: if nothing comes in it, they go.
+            let spare = self.pool.has_spare();
+            let timeout = if spare { Some(timeout.map_or(IDLE, |wait| wait.min(IDLE))) } else { timeout };
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -79,6 +79,9 @@ impl EventLoop {
                     tracing::error!(%error, "a worker cannot wait for events");
                     return;
                 }
+            }
+            if spare && events.is_empty() && self.turn.is_empty() {
+                self.pool.trim();
             }
             let now = clock::now();
             for event in &events {

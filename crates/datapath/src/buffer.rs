@@ -16,6 +16,9 @@ const COPY_BELOW: usize = 16 * 1024;
 /// Small payloads are gathered in tails of this size.
 const TAIL: usize = 4 * 1024;
 
+/// Free buffers that even an idle worker keeps.
+const KEEP_IDLE: usize = 4;
+
 /// Free buffers kept for reuse while there is work; an idle worker lets go of them ([`Pool::trim`]). Eight streams at
 /// full speed have a few hundred under way, and a fresh buffer costs the zeroing of its pages.
 const KEEP_FREE: usize = 512;
@@ -79,8 +82,13 @@ impl Pool {
 
     /// Lets go of free buffers down to a handful, for a worker that has become idle.
     pub fn trim(&mut self) {
-        self.free.truncate(4);
+        self.free.truncate(KEEP_IDLE);
         self.free.shrink_to_fit();
+    }
+
+    /// Whether [`Pool::trim`] would let go of any.
+    pub fn has_spare(&self) -> bool {
+        self.free.len() > KEEP_IDLE
     }
 
     /// A chunk of `buffer[start..end]`: the buffer itself when the payload is large (a new one takes its place), else
