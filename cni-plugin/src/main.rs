@@ -4,7 +4,8 @@
 //! is a value: [`invocation::Invocation`] (environment), [`config::Config`] (standard input), [`deadline::Deadline`].
 //! Errors become CNI error documents in one place, [`error`].
 //!
-//! Architecture invariant: no runtime, no kube client, no token; the only peer is the agent's Unix socket.
+//! Architecture invariant: no task, no thread pool, no kube client, no token; the only peer is the agent's Unix socket.
+//! The one runtime is inside `Netlink`, where it drives rtnetlink.
 
 mod about;
 mod agent;

@@ -1,8 +1,8 @@
 //! Network namespaces, rtnetlink, TUN devices, sysctls: every unsafe block of the workspace.
 //!
-//! Netlink is spoken synchronously: a request is one `sendto` and one or two `recvfrom`, the kernel works inside the
-//! former, and a netlink socket stays in the namespace in which it was opened. So [`Netlink::open_in`] gives a handle
-//! to any namespace that is usable from any thread, and no runtime is needed (the plugin's start-up time is its cost).
+//! Every call is synchronous: it is a few system calls, after which the kernel has done its work. rtnetlink, which is
+//! asynchronous, runs on a runtime inside [`Netlink`] that has no thread. A netlink socket stays in the namespace in
+//! which it was opened, so [`Netlink::open_in`] gives a handle to any namespace that is usable from any thread.
 //!
 //! - [`netns`]: open and identify namespaces, run a closure inside one.
 //! - [`netlink`]: links, addresses, routes, rules; one method per operation, errors with the kernel's own words.
@@ -11,6 +11,7 @@
 //! - [`host_tun`]: a TUN for this namespace, with routes and rules and their complete removal.
 //! - [`sandbox`]: a fresh namespace for one command.
 
+pub mod error_queue;
 pub mod host_tun;
 pub mod naming;
 pub mod netlink;

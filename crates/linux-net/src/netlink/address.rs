@@ -1,15 +1,15 @@
 //! Addresses.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
+use rtnetlink::AddressMessageBuilder;
 
-use super::{Family, Link, Netlink, NetlinkError};
+use super::{Link, Netlink, NetlinkError};
 
 /// An address of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct Address {
 impl Netlink {
     pub fn addresses(&mut self) -> Result<Vec<Address>, NetlinkError> {
         let message = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        let answers = self.dump(message, || "list addresses".into())?;
+        let answers = self.dump(&message, || "list addresses".into())?;
         Ok(answers.into_iter().filter_map(to_address).collect())
     }
 
@@ -37,34 +37,36 @@ impl Netlink {
     /// IPv6 without duplicate address detection: nobody else is on our links, and a route may name the address as its
     /// source at once. An address that is already there is a success.
     pub fn add_address(&mut self, link: &Link, network: IpNet) -> Result<(), NetlinkError> {
-        let mut message = to_message(link, network);
-        if network.addr().is_ipv6() {
+        let (ip, prefix) = (network.addr(), network.prefix_len());
+        let mut request = self.handle.address().add(link.index, ip, prefix).replace();
+        let message = request.message_mut();
+        if ip.is_ipv6() {
             message.header.flags = AddressHeaderFlags::Nodad;
             message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
-        let what = || format!("add address {network} to link {}", link.name);
-        self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE, what)
+        // Nor is there anybody to broadcast to.
+        message.attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
+        self.perform(request.execute(), || format!("add address {network} to link {}", link.name))
     }
 
     /// An address that is already gone is a success.
     pub fn delete_address(&mut self, link: &Link, network: IpNet) -> Result<(), NetlinkError> {
-        let message = RouteNetlinkMessage::DelAddress(to_message(link, network));
-        match self.change(message, 0, || format!("delete address {network} of link {}", link.name)) {
+        let message = match network {
+            IpNet::V4(v4) => AddressMessageBuilder::<Ipv4Addr>::new()
+                .index(link.index)
+                .address(v4.addr(), v4.prefix_len())
+                .build(),
+            IpNet::V6(v6) => AddressMessageBuilder::<Ipv6Addr>::new()
+                .index(link.index)
+                .address(v6.addr(), v6.prefix_len())
+                .build(),
+        };
+        let request = self.handle.address().del(message).execute();
+        match self.perform(request, || format!("delete address {network} of link {}", link.name)) {
             Err(error) if error.is(&[libc::EADDRNOTAVAIL, libc::ENODEV]) => Ok(()),
             result => result,
         }
     }
-}
-
-fn to_message(link: &Link, network: IpNet) -> AddressMessage {
-    let mut message = AddressMessage::default();
-    message.header.family = Family::of(network.addr()).to_netlink();
-    message.header.prefix_len = network.prefix_len();
-    message.header.index = link.index;
-    message.header.scope = AddressScope::Universe;
-    message.attributes.push(AddressAttribute::Local(network.addr()));
-    message.attributes.push(AddressAttribute::Address(network.addr()));
-    message
 }
 
 fn to_address(answer: RouteNetlinkMessage) -> Option<Address> {

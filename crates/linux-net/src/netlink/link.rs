@@ -1,13 +1,14 @@
 //! Links.
 
-use netlink_packet_core::{DefaultNla, Nla};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoTun, LinkAttribute, LinkFlags,
     LinkInfo, LinkMessage,
 };
+use rtnetlink::packet_core::{DefaultNla, Nla};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
-use super::{Netlink, NetlinkError};
+use super::{Netlink, NetlinkError, first};
 
 /// An interface.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,56 +41,52 @@ pub struct TunInfo {
 
 impl Netlink {
     pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
-        let answers =
-            self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), || "list links".into())?;
-        Ok(answers.into_iter().filter_map(to_link).collect())
+        let message = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let answers = self.dump(&message, || "list links".into())?;
+        let links = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(message) => Some(to_link(message)),
+            _ => None,
+        });
+        Ok(links.collect())
     }
 
     /// `None` when there is no such link.
     pub fn link(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        match self.get(RouteNetlinkMessage::GetLink(message), || format!("look up link {name}")) {
-            Ok(answers) => Ok(answers.into_iter().find_map(to_link)),
+        let answers = self.handle.link().get().match_name(name).execute();
+        match self.perform(first(answers), || format!("look up link {name}")) {
+            Ok(answer) => Ok(answer.map(to_link)),
             Err(error) if error.is(&[libc::ENODEV]) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     pub fn set_link_up(&mut self, link: &Link) -> Result<(), NetlinkError> {
-        let mut message = set(link);
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-        self.change(RouteNetlinkMessage::SetLink(message), 0, || format!("set link {} up", link.name))
+        self.set(set(link).up(), || format!("set link {} up", link.name))
     }
 
     pub fn set_link_mtu(&mut self, link: &Link, mtu: u32) -> Result<(), NetlinkError> {
-        let attribute = LinkAttribute::Mtu(mtu);
-        self.set_attribute(link, attribute, || format!("set MTU {mtu} on link {}", link.name))
+        self.set(set(link).mtu(mtu), || format!("set MTU {mtu} on link {}", link.name))
     }
 
     /// Packets each queue holds before it drops.
     pub fn set_link_queue_length(&mut self, link: &Link, packets: u32) -> Result<(), NetlinkError> {
-        let attribute = LinkAttribute::TxQueueLen(packets);
-        self.set_attribute(link, attribute, || format!("set queue length {packets} on link {}", link.name))
+        let what = || format!("set queue length {packets} on link {}", link.name);
+        self.set(set(link).txqueuelen(packets), what)
     }
 
     pub fn set_link_group(&mut self, link: &Link, group: u32) -> Result<(), NetlinkError> {
-        let attribute = LinkAttribute::Group(group);
-        self.set_attribute(link, attribute, || format!("set group {group} on link {}", link.name))
+        self.set(set(link).link_group(group), || format!("set group {group} on link {}", link.name))
     }
 
     pub fn set_link_alias(&mut self, link: &Link, alias: &str) -> Result<(), NetlinkError> {
-        let attribute = LinkAttribute::IfAlias(alias.to_owned());
-        self.set_attribute(link, attribute, || format!("set alias {alias} on link {}", link.name))
+        self.set(set(link).alias(alias), || format!("set alias {alias} on link {}", link.name))
     }
 
     /// No link-local address will appear by itself. Must precede [`Self::set_link_up`].
     pub fn disable_address_generation(&mut self, link: &Link) -> Result<(), NetlinkError> {
         let inet6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
-        let attribute = LinkAttribute::AfSpecUnspec(vec![inet6]);
-        let what = || format!("disable IPv6 address generation on link {}", link.name);
-        match self.set_attribute(link, attribute, what) {
+        let change = set(link).append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![inet6]));
+        match self.set(change, || format!("disable IPv6 address generation on link {}", link.name)) {
             // A kernel without IPv6 generates none.
             Err(error) if error.is(&[libc::EAFNOSUPPORT]) => Ok(()),
             result => result,
@@ -98,33 +95,27 @@ impl Netlink {
 
     /// A link that is already gone is a success.
     pub fn delete_link(&mut self, link: &Link) -> Result<(), NetlinkError> {
-        let message = RouteNetlinkMessage::DelLink(set(link));
-        match self.change(message, 0, || format!("delete link {}", link.name)) {
+        let request = self.handle.link().del(link.index).execute();
+        match self.perform(request, || format!("delete link {}", link.name)) {
             Err(error) if error.is(&[libc::ENODEV]) => Ok(()),
             result => result,
         }
     }
 
-    fn set_attribute(
-        &mut self,
-        link: &Link,
-        attribute: LinkAttribute,
+    fn set(
+        &self,
+        change: LinkMessageBuilder<LinkUnspec>,
         operation: impl Fn() -> String,
     ) -> Result<(), NetlinkError> {
-        let mut message = set(link);
-        message.attributes.push(attribute);
-        self.change(RouteNetlinkMessage::SetLink(message), 0, operation)
+        self.perform(self.handle.link().set(change.build()).execute(), operation)
     }
 }
 
-pub(super) fn set(link: &Link) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = link.index;
-    message
+fn set(link: &Link) -> LinkMessageBuilder<LinkUnspec> {
+    LinkUnspec::new_with_index(link.index)
 }
 
-fn to_link(answer: RouteNetlinkMessage) -> Option<Link> {
-    let RouteNetlinkMessage::NewLink(message) = answer else { return None };
+fn to_link(message: LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         up: message.header.flags.contains(LinkFlags::Up),
@@ -141,7 +132,7 @@ fn to_link(answer: RouteNetlinkMessage) -> Option<Link> {
             _ => {}
         }
     }
-    Some(link)
+    link
 }
 
 fn read_info(infos: Vec<LinkInfo>, link: &mut Link) {

@@ -1,21 +1,23 @@
 //! Deleting a link without waiting for the kernel's last step.
 //!
 //! `RTM_DELLINK` returns 15 to 25 ms after the device has vanished for everybody: it waits for an RCU barrier
-//! (`netdev_run_todo`), and neither a signal nor the end of the process cuts that wait short. A process that is about
-//! to end lets a child wait in its place, and itself waits for the kernel's notice that the device is gone (about 4 ms).
+//! (`netdev_run_todo`) inside `sendmsg`, and neither a signal nor the end of the process cuts that wait short; a thread
+//! would hold up the end of its process just so. DEL has 10 ms. So a process that is about to end lets a child make the
+//! request, and itself waits for the kernel's notice that the device is gone (about 4 ms). Moving the device into a
+//! namespace that is then left to die takes as long, measured on Linux 6.18.
 
-use std::time::{Duration, Instant};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
 
+use futures_util::{Stream, StreamExt};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rtnetlink::{LinkUnspec, MulticastGroup, new_multicast_connection};
 
-use super::link::set;
-use super::{Link, Netlink, NetlinkError, notices};
+use super::driver::Driver;
+use super::{Link, Netlink, NetlinkError};
 use crate::netns::{NetNs, NetNsError};
-
-/// `RTNLGRP_LINK`, include/uapi/linux/rtnetlink.h.
-const LINK_NOTICES: u32 = 1;
 
 /// Longer than any deletion takes; then it is done again, and waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -24,35 +26,35 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// has finished and is nobody's to wait for: only for a process that ends soon itself.
 pub fn delete_promptly(namespace: &NetNs, link: &Link) -> Result<Result<(), NetlinkError>, NetNsError> {
     namespace.run(|| {
-        let listener = listen(link)?;
-        let mut netlink = Netlink::open()?;
-        let request = netlink.encode(RouteNetlinkMessage::DelLink(set(link)), 0);
-        send_from_child(&netlink, &request);
-        if gone_before(&listener, link, Instant::now() + PATIENCE) {
-            Ok(())
-        } else {
-            netlink.delete_link(link)
+        let failed = |error: std::io::Error| {
+            NetlinkError::new(format!("delete link {} without delay", link.name), error.into())
+        };
+        let (driver, notices) = Driver::start(|| {
+            let (connection, _, notices) = new_multicast_connection(&[MulticastGroup::Link])?;
+            Ok((connection, notices))
+        })
+        .map_err(failed)?;
+        request_from_child(link).map_err(failed)?;
+        let gone = until_gone(notices.map(|(message, _)| message.payload), link.index);
+        match driver.wait(PATIENCE, gone) {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Netlink::open()?.delete_link(link),
         }
     })
 }
 
-/// A socket that hears of every link that comes or goes.
-fn listen(link: &Link) -> Result<Socket, NetlinkError> {
-    let failed = |source| NetlinkError {
-        operation: format!("listen for the end of link {}", link.name),
-        source,
-        kernel: None,
-    };
-    let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed)?;
-    socket.bind(&SocketAddr::new(0, 0)).map_err(failed)?;
-    socket.add_membership(LINK_NOTICES).map_err(failed)?;
-    Ok(socket)
-}
-
-/// A child that cannot be made is noticed by the silence that follows.
-fn send_from_child(netlink: &Netlink, request: &[u8]) {
-    use std::os::fd::AsRawFd;
-    let descriptor = netlink.socket.as_raw_fd();
+/// Makes the request, without an acknowledgement, for which nobody would wait. A child that cannot be made is noticed
+/// by the silence that follows.
+fn request_from_child(link: &Link) -> std::io::Result<()> {
+    let mut request =
+        NetlinkMessage::from(RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(link.index).build()));
+    request.header.flags = NLM_F_REQUEST;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let descriptor = socket.as_raw_fd();
     // SAFETY: the child calls nothing but close, send and _exit, which are async-signal-safe: it is sound whatever
     // other threads were doing. The buffer and the descriptor are copies of this process's.
     unsafe {
@@ -61,22 +63,28 @@ fn send_from_child(netlink: &Netlink, request: &[u8]) {
             for standard in 0..=2 {
                 libc::close(standard);
             }
-            libc::send(descriptor, request.as_ptr().cast(), request.len(), 0);
+            libc::send(descriptor, bytes.as_ptr().cast(), bytes.len(), 0);
             libc::_exit(0);
         }
     }
+    Ok(())
 }
 
-fn gone_before(listener: &Socket, link: &Link, end: Instant) -> bool {
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() || set_socket_timeout(listener, Timeout::Recv, Some(left)).is_err() {
-            return false;
-        }
-        let Ok((datagram, _)) = listener.recv_from_full() else { return false };
-        let gone = |message: &RouteNetlinkMessage| matches!(message, RouteNetlinkMessage::DelLink(found) if found.header.index == link.index);
-        if notices(&datagram).iter().any(gone) {
-            return true;
+/// Whether the notice came; not, when some were lost.
+async fn until_gone(
+    mut notices: impl Stream<Item = NetlinkPayload<RouteNetlinkMessage>> + Unpin,
+    index: u32,
+) -> bool {
+    while let Some(notice) = notices.next().await {
+        match notice {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(gone))
+                if gone.header.index == index =>
+            {
+                return true;
+            }
+            NetlinkPayload::Overrun(_) => return false,
+            _ => {}
         }
     }
+    false
 }

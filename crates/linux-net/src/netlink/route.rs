@@ -4,13 +4,12 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 
-use super::{Family, Netlink, NetlinkError, PROTOCOL, Transport};
+use super::{Family, Netlink, NetlinkError, PROTOCOL, Transport, first};
 
 /// What a route does with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,14 +72,14 @@ pub enum RouteAnswer {
 impl Netlink {
     /// Adds the route, or replaces the one with the same destination and metric.
     pub fn add_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
-        let message = RouteNetlinkMessage::NewRoute(to_message(route));
-        self.change(message, NLM_F_CREATE | NLM_F_REPLACE, || format!("add route {route}"))
+        let request = self.handle.route().add(to_message(route)).replace().execute();
+        self.perform(request, || format!("add route {route}"))
     }
 
     /// A route that is already gone is a success.
     pub fn delete_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
-        let message = RouteNetlinkMessage::DelRoute(to_message(route));
-        match self.change(message, 0, || format!("delete route {route}")) {
+        let request = self.handle.route().del(to_message(route)).execute();
+        match self.perform(request, || format!("delete route {route}")) {
             Err(error) if error.is(&[libc::ESRCH, libc::ENOENT, libc::ENODEV]) => Ok(()),
             result => result,
         }
@@ -109,9 +108,9 @@ impl Netlink {
 
     /// Asks which way a packet of a local socket would take.
     pub fn probe(&mut self, probe: &RouteProbe) -> Result<RouteAnswer, NetlinkError> {
-        let message = RouteNetlinkMessage::GetRoute(to_query(probe));
-        match self.get(message, || format!("look up the route to {}", probe.destination)) {
-            Ok(answers) => Ok(answers.iter().find_map(to_answer).unwrap_or(RouteAnswer::Refused)),
+        let answers = self.handle.route().get(to_query(probe)).execute();
+        match self.perform(first(answers), || format!("look up the route to {}", probe.destination)) {
+            Ok(answer) => Ok(answer.as_ref().and_then(to_answer).unwrap_or(RouteAnswer::Refused)),
             Err(error) if error.is(REFUSALS) => Ok(RouteAnswer::Refused),
             Err(error) => Err(error),
         }
@@ -120,8 +119,8 @@ impl Netlink {
     fn all_routes(&mut self, family: Family) -> Result<Vec<RouteMessage>, NetlinkError> {
         let mut message = RouteMessage::default();
         message.header.address_family = family.to_netlink();
-        let answers =
-            self.dump(RouteNetlinkMessage::GetRoute(message), || format!("list {family:?} routes"))?;
+        let message = RouteNetlinkMessage::GetRoute(message);
+        let answers = self.dump(&message, || format!("list {family:?} routes"))?;
         Ok(answers
             .into_iter()
             .filter_map(|answer| match answer {
@@ -227,8 +226,7 @@ fn to_query(probe: &RouteProbe) -> RouteMessage {
     message
 }
 
-fn to_answer(answer: &RouteNetlinkMessage) -> Option<RouteAnswer> {
-    let RouteNetlinkMessage::NewRoute(message) = answer else { return None };
+fn to_answer(message: &RouteMessage) -> Option<RouteAnswer> {
     if matches!(message.header.kind, RouteType::Unreachable | RouteType::Prohibit | RouteType::BlackHole) {
         return Some(RouteAnswer::Refused);
     }

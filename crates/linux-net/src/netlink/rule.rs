@@ -3,7 +3,6 @@
 use std::fmt;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange};
 use netlink_packet_route::{IpProtocol, RouteNetlinkMessage};
@@ -104,8 +103,10 @@ impl fmt::Display for Rule {
 impl Netlink {
     /// A rule that is already there is a success.
     pub fn add_rule(&mut self, rule: &Rule) -> Result<(), NetlinkError> {
-        let message = RouteNetlinkMessage::NewRule(to_message(rule));
-        match self.change(message, NLM_F_CREATE | NLM_F_EXCL, || format!("add rule {rule}")) {
+        // Whole, as rtnetlink's builder has no port, no goto, no suppressor and no protocol.
+        let mut request = self.handle.rule().add();
+        *request.message_mut() = to_message(rule);
+        match self.perform(request.execute(), || format!("add rule {rule}")) {
             Err(error) if error.is(&[libc::EEXIST]) => Ok(()),
             result => result,
         }
@@ -113,8 +114,8 @@ impl Netlink {
 
     /// A rule that is already gone is a success.
     pub fn delete_rule(&mut self, rule: &Rule) -> Result<(), NetlinkError> {
-        let message = RouteNetlinkMessage::DelRule(to_message(rule));
-        match self.change(message, 0, || format!("delete rule {rule}")) {
+        let request = self.handle.rule().del(to_message(rule)).execute();
+        match self.perform(request, || format!("delete rule {rule}")) {
             Err(error) if error.is(&[libc::ENOENT, libc::ESRCH]) => Ok(()),
             result => result,
         }
@@ -125,7 +126,7 @@ impl Netlink {
         let mut message = RuleMessage::default();
         message.header.family = family.to_netlink();
         let what = || format!("list {family:?} rules");
-        let answers = match self.dump(RouteNetlinkMessage::GetRule(message), what) {
+        let answers = match self.dump(&RouteNetlinkMessage::GetRule(message), what) {
             Ok(answers) => answers,
             // A kernel without IPv6 has no such rules.
             Err(error) if error.is(&[libc::EAFNOSUPPORT, libc::EOPNOTSUPP]) => return Ok(Vec::new()),
