@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, socket_with, sockopt};
 use socket2::SockRef;
 use tunproxy_datapath::DialFailure;
+use tunproxy_linux_net::error_queue;
 
 const FLAGS: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
 
@@ -31,6 +32,7 @@ pub(super) fn connect_tcp(to: SocketAddr, mark: Option<u32>) -> io::Result<Owned
 pub(super) fn open_udp(v6: bool, mark: Option<u32>) -> io::Result<OwnedFd> {
     let socket = socket_with(family(v6), SocketType::DGRAM, FLAGS, None)?;
     set_mark(&socket, mark)?;
+    error_queue::enable(&socket, v6)?;
     let any: IpAddr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
     bind(&socket, &SocketAddr::new(any, 0))?;
     Ok(socket)

@@ -7,6 +7,7 @@ use mio::Interest;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recvfrom, sendto};
 use tunproxy_datapath::{Instant, MappingId, PacketBuf};
+use tunproxy_linux_net::error_queue;
 
 use super::pod::{Env, Pod, register, store};
 use super::socket::{failure_of, open_udp};
@@ -19,6 +20,16 @@ const BATCH: usize = 32;
 pub(super) struct UdpSocket {
     id: MappingId,
     fd: OwnedFd,
+}
+
+impl UdpSocket {
+    /// Sends one datagram. A full buffer loses it, as any link may.
+    fn send(&self, datagram: &[u8], to: SocketAddr) -> Result<(), Errno> {
+        match sendto(&self.fd, datagram, SendFlags::empty(), &to) {
+            Ok(_) | Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
 }
 
 impl Pod {
@@ -44,22 +55,45 @@ impl Pod {
         payload: &[u8],
         segment: u16,
     ) {
-        let Some(Some(socket)) = self.mappings.get(mapping.slot as usize) else { return };
-        if socket.id != mapping {
-            return;
-        }
         let size = if segment == 0 { payload.len().max(1) } else { usize::from(segment) };
-        let mut failed = None;
-        if payload.is_empty() {
-            failed = sendto(&socket.fd, payload, SendFlags::empty(), &to).err();
+        let mut rest = payload;
+        loop {
+            let (datagram, after) = rest.split_at(size.min(rest.len()));
+            if let Err(errno) = self.send_datagram(now, mapping, to, datagram) {
+                self.stack.udp_failed(now, mapping, to, failure_of(&errno.into()));
+                return;
+            }
+            rest = after;
+            if rest.is_empty() {
+                return;
+            }
         }
-        for datagram in payload.chunks(size) {
-            failed = sendto(&socket.fd, datagram, SendFlags::empty(), &to).err().or(failed);
-        }
-        match failed {
-            // The socket's buffer is full: datagrams may be lost.
-            None | Some(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => {}
-            Some(errno) => self.stack.udp_failed(now, mapping, to, failure_of(&errno.into())),
+    }
+
+    fn send_datagram(
+        &mut self,
+        now: Instant,
+        mapping: MappingId,
+        to: SocketAddr,
+        datagram: &[u8],
+    ) -> Result<(), Errno> {
+        let send = |pod: &Self| match pod.mappings.get(mapping.slot as usize) {
+            Some(Some(socket)) if socket.id == mapping => socket.send(datagram, to),
+            _ => Ok(()),
+        };
+        send(self).or_else(|_| {
+            // The error may be an earlier datagram's, told now; then it is on the queue, and this one can go.
+            self.take_errors(now, mapping.slot);
+            send(self)
+        })
+    }
+
+    /// Tells the stack which datagrams the outside answered with an error.
+    fn take_errors(&mut self, now: Instant, slot: u32) {
+        while let Some(Some(socket)) = self.mappings.get(slot as usize) {
+            let id = socket.id;
+            let Some(queued) = error_queue::take(&socket.fd) else { return };
+            self.stack.udp_failed(now, id, queued.destination, failure_of(&queued.error));
         }
     }
 
@@ -75,7 +109,9 @@ impl Pod {
                     }
                 }
                 Err(Errno::INTR) => {}
-                Err(_) => return false,
+                Err(Errno::AGAIN) => return false,
+                // An error of a datagram that was sent: it is on the queue, and more may wait behind it.
+                Err(_) => self.take_errors(env.now, slot),
             }
         }
         true

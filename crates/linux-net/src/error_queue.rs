@@ -63,10 +63,12 @@ fn receive(socket: BorrowedFd<'_>) -> Option<Option<QueuedError>> {
     let name = unsafe { name.assume_init() };
     let destination = socket_address(&name, message.msg_namelen);
     let errno = extended_error(&message);
-    Some(destination.zip(errno).map(|(destination, errno)| QueuedError {
-        destination,
-        error: io::Error::from_raw_os_error(errno),
-    }))
+    Some(
+        destination.zip(errno).map(|(destination, errno)| QueuedError {
+            destination,
+            error: io::Error::from_raw_os_error(errno),
+        }),
+    )
 }
 
 /// The errno of the first `sock_extended_err` among the control messages.
@@ -80,7 +82,8 @@ fn extended_error(message: &libc::msghdr) -> Option<i32> {
             || (level == libc::IPPROTO_IPV6 && kind == libc::IPV6_RECVERR);
         if is_error {
             // SAFETY: the kernel puts a sock_extended_err into messages of this kind; it may be unaligned.
-            let error: libc::sock_extended_err = unsafe { libc::CMSG_DATA(header).cast::<libc::sock_extended_err>().read_unaligned() };
+            let error: libc::sock_extended_err =
+                unsafe { libc::CMSG_DATA(header).cast::<libc::sock_extended_err>().read_unaligned() };
             return Some(error.ee_errno as i32);
         }
         // SAFETY: `header` came from this message.
