@@ -23,6 +23,7 @@ demo: setup-test ## Show the main job on this machine: real pods, a policy, a ta
 	@TUNPROXY_BIN_DIR=$(TARGET)/release $(TARGET)/release/tunproxy-demo
 
 test: setup-test ## Run all tests that need Rust and Debian packages only (as root)
+	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
 
 e2e: setup-e2e ## Run the plugin under real container runtimes: cnitool, containerd and runc (as root)

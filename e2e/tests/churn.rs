@@ -65,7 +65,7 @@ fn churn(path: Path) {
     let server = one_byte_server(&world.topology.outside).unwrap();
     let mut report = Report::default();
     // The first round brings the allocator and every pool to their working size.
-    report.row("warm up: 4,000 connections", || short_connections(&pod, server, 4_000));
+    report.row("warm up: 20,000 connections", || short_connections(&pod, server, 20_000));
     let before =
         world.agent.as_ref().map(|agent| (agent.open_descriptors().unwrap(), agent.rss_kib().unwrap()));
     report.row("20,000 short connections", || short_connections(&pod, server, 20_000));
