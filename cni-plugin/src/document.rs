@@ -75,7 +75,10 @@ pub fn standalone(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::testing::{json, object};
 
     fn passed(previous: &str, version: CniVersion) -> String {
         let Value::Object(previous) = serde_json::from_str(previous).unwrap() else { panic!() };
@@ -102,6 +105,74 @@ mod tests {
         assert_eq!(version_of(br#"{"cniVersion": "0.4.0"}"#), "0.4.0");
         for input in ["", "{", "[]", r#"{"cniVersion": 4}"#, r#"{"cniVersion": ""}"#] {
             assert_eq!(version_of(input.as_bytes()), "1.1.0", "{input}");
+        }
+    }
+
+    /// A result as a main plugin could have made it, or nearly so.
+    fn results() -> impl Strategy<Value = Map<String, Value>> {
+        let address = prop_oneof![
+            "10\\.[0-9]\\.0\\.[0-9]/24".prop_map(Value::from),
+            "fd00::[0-9a-f]/64".prop_map(Value::from),
+            json(),
+        ];
+        let version = prop_oneof![Just("4"), Just("6")].prop_map(Value::from);
+        let entry = (object("[a-z]{1,8}", json()), address, prop::option::of(version)).prop_map(
+            |(mut entry, address, version)| {
+                entry.insert("address".into(), address);
+                entry.extend(version.map(|version| ("version".into(), version)));
+                Value::Object(entry)
+            },
+        );
+        let addresses = prop_oneof![prop::collection::vec(entry, 0..4).prop_map(Value::from), json()];
+        (object("[a-zA-Z.]{1,8}", json()), prop::option::of(addresses)).prop_map(|(mut result, addresses)| {
+            result.extend(addresses.map(|addresses| ("ips".into(), addresses)));
+            result
+        })
+    }
+
+    /// The document without what a version may change.
+    fn essence(document: &Value) -> Value {
+        let mut document = document.clone();
+        let entries = document.as_object_mut().unwrap();
+        entries.shift_remove("cniVersion");
+        if let Some(Value::Array(addresses)) = entries.get_mut("ips") {
+            for address in addresses.iter_mut().filter_map(Value::as_object_mut) {
+                address.shift_remove("version");
+            }
+        }
+        document
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_but_the_shape_of_the_version_changes(
+            previous in results(),
+            version in prop::sample::select(&CniVersion::ALL[..]),
+        ) {
+            let passed = pass_through(&previous, version);
+            prop_assert_eq!(&passed["cniVersion"], version.as_str());
+            // As text, so that the order of the keys counts.
+            let before = essence(&Value::Object(previous)).to_string();
+            prop_assert_eq!(essence(&passed).to_string(), before);
+            for address in passed["ips"].as_array().into_iter().flatten().filter_map(Value::as_object) {
+                prop_assert_eq!(address.contains_key("version"), version.addresses_name_their_family());
+            }
+        }
+
+        #[test]
+        fn a_second_pass_changes_nothing(
+            previous in results(),
+            version in prop::sample::select(&CniVersion::ALL[..]),
+        ) {
+            let once = pass_through(&previous, version);
+            let twice = pass_through(once.as_object().unwrap(), version);
+            prop_assert_eq!(once.to_string(), twice.to_string());
+        }
+
+        #[test]
+        fn the_version_of_any_input_is_found(input in prop::collection::vec(any::<u8>(), 0..60), document in json()) {
+            prop_assert!(!version_of(&input).is_empty());
+            prop_assert!(!version_of(document.to_string().as_bytes()).is_empty());
         }
     }
 }

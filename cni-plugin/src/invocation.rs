@@ -247,12 +247,44 @@ mod tests {
         assert_eq!((pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_str()), ("shop", "web-0", "u=1"));
     }
 
+    /// What a value may be: anything but the separator.
+    const VALUE: &str = "[^;]{0,12}";
+
     proptest! {
         /// Whatever is accepted is safe in a file name and in a link's alias.
         #[test]
         fn an_accepted_container_id_has_nothing_to_escape(id in "\\PC{0,20}") {
             if check_container_id(&id).is_ok() {
                 prop_assert!(!id.is_empty() && !id.starts_with('.') && !id.contains(['/', ':', '=', ' ']));
+            }
+        }
+
+        /// Among whatever others, in any order.
+        #[test]
+        fn the_pods_arguments_are_read_exactly(
+            namespace in VALUE, name in VALUE, uid in VALUE,
+            others in prop::collection::vec(("[A-Z_]{0,12}", VALUE), 0..4),
+            turn in 0usize..7,
+        ) {
+            let ours = [("K8S_POD_NAMESPACE", &namespace), ("K8S_POD_NAME", &name), ("K8S_POD_UID", &uid)];
+            let mut pairs: Vec<String> = ours.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            pairs.extend(others.iter().map(|(key, value)| format!("{key}={value}")));
+            let count = pairs.len();
+            pairs.rotate_left(turn % count);
+            prop_assert_eq!(parse_args(&pairs.join(";")), Ok(PodArgs { namespace, name, uid }));
+        }
+
+        #[test]
+        fn a_pair_without_a_value_is_named(pair in "[A-Z0-9_]{1,20}", before in "(A=1;)?", after in "(;B=2)?") {
+            let problem = parse_args(&format!("{before}{pair}{after}")).unwrap_err();
+            prop_assert!(problem.contains(&pair), "{problem}");
+        }
+
+        /// Whatever is accepted, the kernel takes as an interface's name.
+        #[test]
+        fn an_accepted_interface_name_is_valid(name in "\\PC{1,20}") {
+            if check_ifname(&name).is_ok() {
+                prop_assert!(name.len() < 16 && !name.contains(['/', ':', ' ', '\0']));
             }
         }
 

@@ -169,6 +169,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::testing::json;
 
     #[test]
     fn leases_are_read_in_every_shape() {
@@ -197,6 +198,21 @@ mod tests {
         #[test]
         fn no_answer_panics(answer in prop::collection::vec(any::<u8>(), 0..100)) {
             let _ = parse_lease(&answer);
+        }
+
+        /// All of the addresses, or a refusal that says which one is none.
+        #[test]
+        fn a_lease_has_every_address_it_was_given(
+            addresses in prop::collection::vec("(10\\.[0-9]{1,3}\\.0\\.1|fd00::[0-9a-f]{1,4})/[0-9]{1,3}", 1..4),
+            dns in json(),
+        ) {
+            let ips: Vec<_> = addresses.iter().map(|text| serde_json::json!({ "address": text })).collect();
+            let answer = serde_json::json!({ "ips": ips, "dns": dns }).to_string();
+            let valid: Vec<IpNet> = addresses.iter().filter_map(|text| text.parse().ok()).collect();
+            match parse_lease(answer.as_bytes()) {
+                Ok(lease) => prop_assert_eq!(lease.addresses, valid),
+                Err(reason) => prop_assert!(valid.len() < addresses.len(), "{reason}"),
+            }
         }
     }
 }

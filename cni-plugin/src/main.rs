@@ -16,6 +16,8 @@ mod error;
 mod invocation;
 mod ipam;
 mod log;
+#[cfg(test)]
+mod testing;
 mod verbs;
 mod version;
 

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::testing::json;
 
 fn parse(extra: &str) -> Result<Config, PluginError> {
     Config::parse(
@@ -103,9 +104,75 @@ proptest! {
         let _ = Config::parse(&bytes);
     }
 
+    /// Any value under any key that is read: refused by that key's name, or understood as something usable.
+    #[test]
+    fn a_value_is_refused_by_its_key_or_usable(
+        key in prop::sample::select(KEYS),
+        value in prop_oneof![json(), near_misses()],
+    ) {
+        let mut document = serde_json::json!({ "cniVersion": "1.0.0", "name": "net", "type": "tunproxy" });
+        document[key] = value;
+        match Config::parse(document.to_string().as_bytes()) {
+            Ok(config) => {
+                prop_assert!(config.socket.is_absolute() && config.state_dir.is_absolute());
+                prop_assert!((SHORTEST_TIMEOUT..=LONGEST_TIMEOUT).contains(&config.timeout));
+                prop_assert!(config.network.starts_with(|c: char| c.is_ascii_alphanumeric()));
+                prop_assert!(!config.network.contains(['/', ' ']));
+                prop_assert!(config.exclude.iter().all(|namespace| !namespace.is_empty()));
+                if let ConfigMode::Standalone { ipam } = config.mode {
+                    prop_assert!(!ipam.is_empty() && !ipam.contains('/') && !ipam.starts_with('.'));
+                }
+            }
+            Err(PluginError::Config { key: named, .. }) => {
+                prop_assert!(named.starts_with(key), "{named} for {key}");
+            }
+            Err(PluginError::Version { .. }) => prop_assert_eq!(key, "cniVersion"),
+            Err(error) => prop_assert!(false, "{error}"),
+        }
+    }
+
+    #[test]
+    fn every_attachment_of_gc_is_kept(keys in prop::collection::vec(("[a-z0-9]{1,9}", "[a-z0-9]{1,9}"), 0..6)) {
+        let attachment = |(id, ifname): &(String, String)| serde_json::json!({ "containerID": id, "ifname": ifname });
+        let list = Value::Array(keys.iter().map(attachment).collect());
+        let found = parse(&format!(r#", "cni.dev/valid-attachments": {list}"#)).unwrap().valid_attachments.unwrap();
+        let found: Vec<_> = found.into_iter().map(|key| (key.container_id, key.ifname)).collect();
+        prop_assert_eq!(found, keys);
+    }
+
     #[test]
     fn times_are_read_exactly(ms in 100u64..300_000) {
         let config = parse(&format!(r#", "timeout": "{ms}ms""#)).unwrap();
         prop_assert_eq!(config.timeout, Duration::from_millis(ms));
     }
+}
+
+const KEYS: &[&str] = &[
+    "cniVersion",
+    "name",
+    "agentSocket",
+    "stateDir",
+    "logFile",
+    "timeout",
+    "excludeNamespaces",
+    "unsafeNoGate",
+    "ipam",
+    "args",
+    "prevResult",
+    "cni.dev/valid-attachments",
+    "cni.dev/attachments",
+];
+
+/// Values that some key takes, so that other keys and near misses get beyond the first check.
+fn near_misses() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        "/?[a-z./]{0,12}".prop_map(Value::from),
+        "[0-9]{0,20}(ms|s|m|h)?".prop_map(Value::from),
+        "[01]\\.[0-9]\\.[0-9]".prop_map(Value::from),
+        prop::collection::vec("[a-z/.]{0,9}", 0..4).prop_map(Value::from),
+        "[a-z/.]{0,9}".prop_map(|kind| serde_json::json!({ "type": kind })),
+        json().prop_map(|labels| serde_json::json!({ "cni": { "labels": labels } })),
+        ("[a-z]{0,5}", json())
+            .prop_map(|(id, ifname)| serde_json::json!([{ "containerID": id, "ifname": ifname }])),
+    ]
 }

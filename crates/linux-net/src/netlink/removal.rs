@@ -2,9 +2,9 @@
 //!
 //! `RTM_DELLINK` returns 15 to 25 ms after the device has vanished for everybody: it waits for an RCU barrier
 //! (`netdev_run_todo`) inside `sendmsg`, and neither a signal nor the end of the process cuts that wait short; a thread
-//! would hold up the end of its process just so. DEL has 10 ms. So a process that is about to end lets a child make the
-//! request, and itself waits for the kernel's notice that the device is gone (about 4 ms). Moving the device into a
-//! namespace that is then left to die takes as long, measured on Linux 6.18.
+//! would hold up the end of its process just so. A whole DEL that waits takes 23 to 30 ms, and may take 10. So a
+//! process that is about to end lets a child make the request, and itself waits for the kernel's notice that the device
+//! is gone: 3 to 6 ms. Moving the device into a namespace that is left to die takes as long as deleting it (Linux 6.18).
 
 use std::os::fd::AsRawFd;
 use std::time::Duration;
