@@ -6,7 +6,7 @@
 set -eu
 
 cargo_deny_version=0.20.2
-cargo_fuzz_version=0.13.1
+cargo_fuzz_version=0.13.2
 
 # package:file pairs; the file tells whether the package is there without asking dpkg, so that a program installed by
 # other means is good too.

@@ -12,9 +12,10 @@ use tunproxy_testkit::topology::BLACK_HOLE_V4;
 use tunproxy_testkit::{Host, root_or_skip, wait};
 
 struct Lab {
-    world: World,
+    /// Dropped (and DELed) while their agent is still there.
     hostile: Pod,
     other: Pod,
+    world: World,
     tun: String,
     /// The hostile pod's own addresses.
     v4: IpAddr,

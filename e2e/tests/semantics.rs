@@ -15,8 +15,9 @@ const LIMIT: Duration = Duration::from_secs(15);
 
 /// One path's pod, and an outside to listen in.
 struct Lab {
-    world: World,
+    /// Dropped (and DELed) while its agent is still there.
     pod: Pod,
+    world: World,
     path: Path,
 }
 
