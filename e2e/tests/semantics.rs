@@ -25,7 +25,7 @@ impl Lab {
     fn new(path: Path) -> Self {
         let world = World::new(&WorldOptions::for_path(path)).unwrap();
         let pod = world.pod(path, "client").unwrap();
-        Self { world, pod, path }
+        Self { pod, world, path }
     }
 
     fn outside(&self) -> &Arc<Namespace> {
