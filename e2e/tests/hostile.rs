@@ -43,7 +43,7 @@ impl Lab {
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         works(&world, &other)?;
         let (memory, descriptors) = (world.agent().rss_kib()?, world.agent().open_descriptors()?);
-        Ok(Self { world, hostile, other, tun, v4, v6, memory, descriptors })
+        Ok(Self { hostile, other, world, tun, v4, v6, memory, descriptors })
     }
 
     fn pairs(&self) -> [(SocketAddr, SocketAddr); 2] {
