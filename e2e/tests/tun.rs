@@ -25,8 +25,8 @@ impl Lab {
     fn new() -> Self {
         let world =
             World::new(&WorldOptions { agent: false, ..WorldOptions::for_path(Path::Routed) }).unwrap();
-        // What is on the host's own link does not go into the TUN, its resolver neither: this one is far away.
-        world.topology.node.set_resolver(&[Host::Far.v4().into()]).unwrap();
+        // Traffic on the host's own link stays there, but for DNS: this resolver's answers have to be seen.
+        world.topology.node.set_resolver(&[Host::Dns.v4().into()]).unwrap();
         let log = world.scratch.path().join("tun.log");
         Self { world, log }
     }

@@ -1,10 +1,12 @@
 //! A TUN for the namespace this process is in: addresses, a table with a default route through it, and the rules that
-//! lead there everything but what bears the agent's own mark. As `wg-quick` does it:
+//! lead there everything but what bears the agent's own mark. As `wg-quick` does it, and DNS besides:
 //!
+//! - `fwmark MARK goto` the next but two: the agent's own connections are not asked about DNS;
+//! - `ipproto udp dport 53 lookup TABLE`, and TCP: names have to be seen, also those that a resolver on the link knows;
 //! - `lookup main suppress_prefixlength 0`: what the main table knows better than by its default route stays there;
 //! - `not fwmark MARK lookup TABLE`: the rest goes into the TUN, but for the agent's own connections.
 //!
-//! The device ends with its descriptors, and an empty table lets the next rule decide: a killed agent leaves two rules
+//! The device ends with its descriptors, and an empty table lets the next rule decide: a killed agent leaves rules
 //! without effect, which the next [`HostTun::set_up`] of that name takes over.
 
 use std::fs;
@@ -12,9 +14,13 @@ use std::fs;
 use ipnet::IpNet;
 
 use crate::naming;
-use crate::netlink::{Family, MAIN_TABLE, Netlink, NetlinkError, Route, RouteKind, Rule, RuleTarget};
+use crate::netlink::{
+    Family, MAIN_TABLE, Netlink, NetlinkError, Route, RouteKind, Rule, RuleTarget, Transport,
+};
 use crate::sysctl::{self, SysctlError};
 use crate::tun::{self, Tun, TunError, TunSpec};
+
+const DNS_PORT: u16 = 53;
 
 /// What to set up.
 #[derive(Debug, Clone)]
@@ -160,7 +166,9 @@ struct HostSlot(u32);
 impl HostSlot {
     const TABLE_BASE: u32 = 77_000;
     const PRIORITY_BASE: u32 = 30_100;
-    const SLOTS: u32 = 1000;
+    /// Below the kernel's own rules 32766 and 32767.
+    const SLOTS: u32 = 500;
+    const RULES: u32 = 5;
 
     fn of(name: &str) -> Self {
         Self(naming::stable_hash(name) % Self::SLOTS)
@@ -170,24 +178,34 @@ impl HostSlot {
         Self::TABLE_BASE + self.0
     }
 
-    fn rules(self, family: Family, mark: u32) -> [Rule; 2] {
-        let priority = Self::PRIORITY_BASE + 2 * self.0;
+    fn first(self) -> u32 {
+        Self::PRIORITY_BASE + Self::RULES * self.0
+    }
+
+    fn rules(self, family: Family, mark: u32) -> [Rule; Self::RULES as usize] {
+        let first = self.first();
+        let dns = |priority, transport| Rule {
+            port: Some((transport, DNS_PORT)),
+            ..Rule::new(family, priority, RuleTarget::Table(self.table()))
+        };
         [
+            Rule { mark: Some(mark), ..Rule::new(family, first, RuleTarget::Goto(first + 3)) },
+            dns(first + 1, Transport::Udp),
+            dns(first + 2, Transport::Tcp),
             Rule {
                 suppress_prefix_length: Some(0),
-                ..Rule::new(family, priority, RuleTarget::Table(MAIN_TABLE))
+                ..Rule::new(family, first + 3, RuleTarget::Table(MAIN_TABLE))
             },
             Rule {
                 mark: Some(mark),
                 invert: true,
-                ..Rule::new(family, priority + 1, RuleTarget::Table(self.table()))
+                ..Rule::new(family, first + 4, RuleTarget::Table(self.table()))
             },
         ]
     }
 
     fn owns(self, rule: &Rule) -> bool {
-        let first = Self::PRIORITY_BASE + 2 * self.0;
-        (first..=first + 1).contains(&rule.priority)
+        (self.first()..self.first() + Self::RULES).contains(&rule.priority)
     }
 }
 
