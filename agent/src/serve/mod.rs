@@ -29,7 +29,7 @@ use crate::flowlog::{FlowLog, Output, Recorder};
 use crate::logging;
 use crate::policies::{DocumentWatch, Policies, Reload, Trigger, follow};
 use crate::upstream::Upstreams;
-use crate::worker::{Dialer, FlowSink, Workers, WorkersConfig};
+use crate::worker::{Dialer, FlowSink, Workers, WorkersConfig, raise_descriptor_limit};
 use pods::{PodSettings, Pods};
 use readiness::ServiceManager;
 use store::Store;
@@ -115,6 +115,7 @@ impl Agent {
         let recorder = Arc::new(Recorder::new(start_flow_log(config)?));
         let dialer: Arc<dyn Dialer> = upstreams.clone();
         let sink: Arc<dyn FlowSink> = recorder.clone();
+        raise_descriptor_limit();
         let workers = Workers::start(&workers_config(config), &dialer, &sink)
             .context("the datapath's threads cannot be started")?;
         let tombstones = Tombstones::new(&config.cni.plugin_state_dir);

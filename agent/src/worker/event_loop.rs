@@ -10,6 +10,7 @@ use mio::{Events, Poll, Waker};
 use slab::Slab;
 use tunproxy_datapath::{Instant, Limits, PacketBuf, Pool};
 
+use super::descriptors::Descriptors;
 use super::pod::{Env, Pod};
 use super::token::{Source, WAKER, unpack};
 use super::{Command, Dialer, FlowSink, Handle, PodConfig, PodId, WorkersConfig, clock};
@@ -31,6 +32,7 @@ pub(super) struct EventLoop {
     buffer: PacketBuf,
     limits: Limits,
     mark: Option<u32>,
+    descriptors: Arc<Descriptors>,
     dialer: Arc<dyn Dialer>,
     sink: Arc<dyn FlowSink>,
 }
@@ -38,7 +40,7 @@ pub(super) struct EventLoop {
 impl EventLoop {
     pub(super) fn new(
         config: &WorkersConfig,
-        workers: usize,
+        descriptors: &Arc<Descriptors>,
         commands: Receiver<Command>,
         dialer: Arc<dyn Dialer>,
         sink: Arc<dyn FlowSink>,
@@ -46,7 +48,7 @@ impl EventLoop {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
         // The budget is the node's: each worker has its share.
-        let mut pool = Pool::new(config.limits.memory / workers);
+        let mut pool = Pool::new(config.limits.memory / config.workers.max(1));
         let buffer = pool.take();
         let event_loop = Self {
             poll,
@@ -59,6 +61,7 @@ impl EventLoop {
             buffer,
             limits: config.limits.clone(),
             mark: config.mark,
+            descriptors: descriptors.clone(),
             dialer,
             sink,
         };
@@ -236,7 +239,7 @@ impl EventLoop {
         let id = config.id;
         let entry = self.pods.vacant_entry();
         let index = entry.key();
-        entry.insert(Pod::new(index, config, &self.limits, self.poll.registry())?);
+        entry.insert(Pod::new(index, config, &self.limits, self.descriptors.share(), self.poll.registry())?);
         self.by_id.insert(id, index);
         // Packets may wait in the TUN already.
         self.enqueue(index);

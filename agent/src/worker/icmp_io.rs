@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tunproxy_datapath::{DialFailure, EchoId, Instant, PacketBuf};
 
+use super::descriptors::Lease;
 use super::pod::{Env, Pod, register, store};
 use super::socket::{failure_of, open_echo};
 use super::token::{Source, pack};
@@ -23,17 +24,23 @@ pub(super) struct EchoSocket {
     /// A raw socket sees every reply of the destination, IPv4 header included; a ping socket only its own.
     raw: bool,
     identifier: u16,
+    _lease: Lease,
 }
 
 impl Pod {
     pub(super) fn open_echo(&mut self, env: &mut Env<'_>, echo: EchoId, destination: IpAddr) {
+        let Some(lease) = self.descriptors.lease() else {
+            self.stack.echo_failed(env.now, echo, DialFailure::Failed);
+            return;
+        };
         let token = pack(self.index, Source::Echo(echo.slot));
         let socket = open_echo(destination, env.mark)
             .and_then(|(fd, raw)| register(env.registry, &fd, token, Interest::READABLE).map(|()| (fd, raw)));
         match socket {
             Ok((fd, raw)) => {
                 let identifier = fastrand::u16(..);
-                let socket = EchoSocket { id: echo, fd, v6: destination.is_ipv6(), raw, identifier };
+                let socket =
+                    EchoSocket { id: echo, fd, v6: destination.is_ipv6(), raw, identifier, _lease: lease };
                 store(&mut self.echoes, echo.slot, socket);
             }
             Err(error) => {

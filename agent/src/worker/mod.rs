@@ -5,6 +5,7 @@
 //! elsewhere, by the [`Dialer`], and comes back as a connected socket.
 
 mod clock;
+mod descriptors;
 mod event_loop;
 mod icmp_io;
 mod pod;
@@ -26,6 +27,8 @@ use mio::Waker;
 use tunproxy_datapath::{Counters, DialFailure, DnsAlias, FlowId, FlowRecord, Limits, Target};
 use tunproxy_policy::{Permit, Workload, WorkloadPolicy};
 
+use descriptors::Descriptors;
+pub use descriptors::raise_descriptor_limit;
 use event_loop::EventLoop;
 
 #[derive(Clone, Debug)]
@@ -151,9 +154,11 @@ impl Workers {
     ) -> io::Result<Self> {
         let mut workers = Self { handles: Vec::new(), threads: Vec::new(), next: AtomicUsize::new(0) };
         let count = config.workers.max(1);
+        let descriptors = Descriptors::new();
         for number in 0..count {
             let (commands, receiver) = mpsc::channel();
-            let (event_loop, waker) = EventLoop::new(config, count, receiver, dialer.clone(), sink.clone())?;
+            let (event_loop, waker) =
+                EventLoop::new(config, &descriptors, receiver, dialer.clone(), sink.clone())?;
             let handle = Handle { commands, waker: Arc::new(waker) };
             let own = handle.clone();
             let name = format!("worker-{number}");

@@ -14,6 +14,7 @@ use tunproxy_datapath::{
 };
 use tunproxy_policy::{Workload, WorkloadPolicy};
 
+use super::descriptors::Share;
 use super::icmp_io::EchoSocket;
 use super::tcp_io::FlowSocket;
 use super::token::{Source, pack};
@@ -57,6 +58,7 @@ pub(super) struct Pod {
     /// The earliest entry in the worker's timers.
     pub(super) armed: Option<Instant>,
     workload: Arc<Workload>,
+    pub(super) descriptors: Arc<Share>,
 }
 
 impl Pod {
@@ -64,6 +66,7 @@ impl Pod {
         index: usize,
         config: PodConfig,
         limits: &Limits,
+        descriptors: Arc<Share>,
         registry: &Registry,
     ) -> io::Result<Self> {
         let mut seed = [0; 16];
@@ -95,6 +98,7 @@ impl Pod {
             queued: false,
             armed: None,
             workload: config.workload,
+            descriptors,
         })
     }
 

@@ -13,6 +13,7 @@ use rustix::net::{
 use tunproxy_datapath::{DialFailure, FlowId, PacketBuf, Target};
 use tunproxy_policy::Permit;
 
+use super::descriptors::Lease;
 use super::pod::{Env, Pod, register, store};
 use super::socket::{connect_tcp, failure_of, reset_on_close};
 use super::token::{Source, pack};
@@ -41,11 +42,12 @@ pub(super) struct FlowSocket {
     /// The peer closed or an error waits: a short read does not mean that everything was read.
     ended: bool,
     failed: bool,
+    _lease: Lease,
 }
 
 impl FlowSocket {
-    fn new(id: FlowId, stage: Stage) -> Self {
-        Self { id, stage, readable: false, ended: false, failed: false }
+    fn new(id: FlowId, stage: Stage, lease: Lease) -> Self {
+        Self { id, stage, readable: false, ended: false, failed: false, _lease: lease }
     }
 
     pub(super) fn wants_reading(&self) -> bool {
@@ -71,8 +73,12 @@ impl Pod {
 
     /// Connects as `permit` allows; having one is what makes this call possible.
     pub(super) fn connect(&mut self, env: &mut Env<'_>, flow: FlowId, permit: Permit, target: Target) {
+        let Some(lease) = self.descriptors.lease() else {
+            self.stack.upstream_failed(&mut env.cx(), flow, DialFailure::Failed);
+            return;
+        };
         if !permit.upstream().is_direct() {
-            store(&mut self.flows, flow.slot, FlowSocket::new(flow, Stage::Away));
+            store(&mut self.flows, flow.slot, FlowSocket::new(flow, Stage::Away, lease));
             let done = Completion { worker: env.worker.clone(), pod: self.id, flow, finished: false };
             env.dialer.dial(DialRequest { permit, target }, done);
             return;
@@ -82,7 +88,7 @@ impl Pod {
         let socket = connect_tcp(target.dial, env.mark)
             .and_then(|fd| register(env.registry, &fd, token, interest).map(|()| fd));
         match socket {
-            Ok(fd) => store(&mut self.flows, flow.slot, FlowSocket::new(flow, Stage::Connecting(fd))),
+            Ok(fd) => store(&mut self.flows, flow.slot, FlowSocket::new(flow, Stage::Connecting(fd), lease)),
             Err(error) => {
                 tracing::debug!(destination = %target.dial, %error, "cannot connect");
                 self.stack.upstream_failed(&mut env.cx(), flow, failure_of(&error));
@@ -96,11 +102,12 @@ impl Pod {
         flow: FlowId,
         result: Result<OwnedFd, DialFailure>,
     ) {
-        let waiting = self.flow_socket(flow).is_some_and(|socket| matches!(socket.stage, Stage::Away));
-        if !waiting {
+        let index = self.index;
+        let Some(socket) = self.flow_socket_mut(flow).filter(|socket| matches!(socket.stage, Stage::Away))
+        else {
             return;
-        }
-        let token = pack(self.index, Source::Tcp(flow.slot));
+        };
+        let token = pack(index, Source::Tcp(flow.slot));
         let result = result.and_then(|fd| {
             register(env.registry, &fd, token, Interest::READABLE | Interest::WRITABLE)
                 .map(|()| fd)
@@ -108,7 +115,7 @@ impl Pod {
         });
         match result {
             Ok(fd) => {
-                store(&mut self.flows, flow.slot, FlowSocket::new(flow, Stage::Connected(fd)));
+                socket.stage = Stage::Connected(fd);
                 self.stack.upstream_connected(&mut env.cx(), flow, None);
             }
             Err(failure) => {

@@ -9,6 +9,7 @@ use rustix::net::{RecvFlags, SendFlags, recvfrom, sendto};
 use tunproxy_datapath::{Instant, MappingId, PacketBuf};
 use tunproxy_linux_net::error_queue;
 
+use super::descriptors::Lease;
 use super::pod::{Env, Pod, register, store};
 use super::socket::{failure_of, open_udp};
 use super::token::{Source, pack};
@@ -20,6 +21,7 @@ const BATCH: usize = 32;
 pub(super) struct UdpSocket {
     id: MappingId,
     fd: OwnedFd,
+    _lease: Lease,
 }
 
 impl UdpSocket {
@@ -34,11 +36,15 @@ impl UdpSocket {
 
 impl Pod {
     pub(super) fn open_mapping(&mut self, env: &mut Env<'_>, mapping: MappingId, v6: bool) {
+        let Some(lease) = self.descriptors.lease() else {
+            self.stack.mapping_failed(env.now, mapping);
+            return;
+        };
         let token = pack(self.index, Source::Udp(mapping.slot));
         let socket = open_udp(v6, env.mark)
             .and_then(|fd| register(env.registry, &fd, token, Interest::READABLE).map(|()| fd));
         match socket {
-            Ok(fd) => store(&mut self.mappings, mapping.slot, UdpSocket { id: mapping, fd }),
+            Ok(fd) => store(&mut self.mappings, mapping.slot, UdpSocket { id: mapping, fd, _lease: lease }),
             Err(error) => {
                 tracing::warn!(%error, "cannot open a UDP socket for a pod");
                 self.stack.mapping_failed(env.now, mapping);
