@@ -109,12 +109,10 @@ impl Pool {
     }
 
     fn release(&mut self, chunk: Chunk) {
+        self.held -= chunk.held();
         match chunk.storage {
-            Storage::Pooled(data) => {
-                self.held -= CAPACITY;
-                self.give_data(data);
-            }
-            Storage::Copied(data) => self.held -= data.capacity(),
+            Storage::Pooled(data) => self.give_data(data),
+            Storage::Copied(_) => {}
         }
     }
 
@@ -161,6 +159,14 @@ impl Chunk {
         }
     }
 
+    /// Octets of memory, as [`Pool::held`] counts them.
+    pub(crate) fn held(&self) -> usize {
+        match &self.storage {
+            Storage::Pooled(_) => CAPACITY,
+            Storage::Copied(data) => data.capacity(),
+        }
+    }
+
     /// Drops octets from the front.
     pub(crate) fn advance(&mut self, octets: usize) {
         debug_assert!(octets <= self.len());
@@ -197,6 +203,10 @@ impl ByteQueue {
         self.len == 0
     }
 
+    pub(crate) fn held(&self) -> usize {
+        self.chunks.iter().map(Chunk::held).sum()
+    }
+
     pub(crate) fn chunks(&self) -> impl Iterator<Item = &[u8]> {
         self.chunks.iter().map(Chunk::bytes)
     }
@@ -222,8 +232,15 @@ impl ByteQueue {
         self.chunks.push_back(chunk);
     }
 
-    pub(crate) fn push_chunk(&mut self, chunk: Chunk) {
+    /// Takes `chunk` to the back. A small one joins the tail: thousands of single octets would cost more than they hold.
+    pub(crate) fn push_chunk(&mut self, pool: &mut Pool, chunk: Chunk) {
         self.len += chunk.len();
+        if let Some(last) = self.chunks.back_mut()
+            && last.append(pool, chunk.bytes())
+        {
+            pool.release(chunk);
+            return;
+        }
         self.chunks.push_back(chunk);
     }
 
@@ -279,7 +296,7 @@ mod tests {
     fn small_payloads_share_a_tail_and_large_ones_keep_their_buffer() {
         let mut pool = Pool::new(1 << 20);
         let mut queue = ByteQueue::default();
-        let mut buffer = filled(&mut pool, &[7; 40_000]);
+        let mut buffer = filled(&mut pool, &vec![7; 40_000]);
         for _ in 0..100 {
             queue.push(&mut pool, &mut buffer, 0, 1);
         }

@@ -13,7 +13,7 @@ use crate::key::KeyedState;
 use crate::record::CloseReason;
 use crate::stack::shared::{Usage, host, settle};
 use crate::stack::{Action, DialFailure, Input, Shared, unreachable_for};
-use crate::timer::Timers;
+use crate::timer::{Armed, Timers};
 use crate::view::{Packet, Transport};
 
 /// An echo flow; see [`crate::FlowId`] for the generation.
@@ -40,6 +40,7 @@ struct Flow {
     usage: Usage,
     /// The latest request, for an error to quote.
     sequence: u16,
+    armed: Armed,
 }
 
 impl Flow {
@@ -118,9 +119,10 @@ impl Echo {
             destination: key.destination,
             permit: permit.clone(),
         });
-        entry.insert(Flow { id, key, permit, usage: Usage::new(now), sequence: 0 });
+        let mut armed = Armed::default();
+        self.timers.arm(&mut armed, now + sh.config.limits.echo_idle, id);
+        entry.insert(Flow { id, key, permit, usage: Usage::new(now), sequence: 0, armed });
         self.by_key.insert(key, slot);
-        self.timers.push(now + sh.config.limits.echo_idle, id);
         Ok(slot)
     }
 
@@ -151,7 +153,8 @@ impl Echo {
         if self.get_mut(id).is_none() {
             return;
         }
-        let flow = self.flows.remove(id.slot as usize);
+        let mut flow = self.flows.remove(id.slot as usize);
+        self.timers.disarm(&mut flow.armed, id);
         self.by_key.remove(&flow.key);
         sh.record_usage(now, Protocol::Icmp, flow.ends(), &flow.permit, &flow.usage, reason);
         sh.actions.push_back(Action::CloseEcho { echo: id });
@@ -173,16 +176,28 @@ impl Echo {
         }
     }
 
+    /// What holds between calls.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let armed = self.flows.iter().all(|(_, flow)| self.timers.holds(flow.armed, flow.id));
+        if !armed || self.timers.len() != self.flows.len() || self.by_key.len() != self.flows.len() {
+            return Err(format!("{} echo flows, {} timers", self.flows.len(), self.timers.len()));
+        }
+        Ok(())
+    }
+
     pub(crate) fn poll_at(&self) -> Option<Instant> {
         self.timers.next()
     }
 
     pub(crate) fn handle_timeout(&mut self, sh: &mut Shared, now: Instant) {
         while let Some(id) = self.timers.pop_due(now) {
-            let Some(flow) = self.get_mut(id) else { continue };
+            let Some(flow) = self.flows.get_mut(id.slot as usize).filter(|flow| flow.id == id) else {
+                continue;
+            };
+            flow.armed.fired();
             let until = flow.usage.last + sh.config.limits.echo_idle;
             if until > now {
-                self.timers.push(until, id);
+                self.timers.arm(&mut flow.armed, until, id);
             } else {
                 self.close(sh, now, id, CloseReason::Idle);
             }

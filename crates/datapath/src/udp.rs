@@ -17,12 +17,15 @@ use crate::key::KeyedState;
 use crate::record::CloseReason;
 use crate::stack::shared::{Usage, settle};
 use crate::stack::{Action, DialFailure, Input, Shared, unreachable_for};
-use crate::timer::Timers;
+use crate::timer::{Armed, Timers};
 use crate::view::{Datagram, Packet};
 use crate::vnet::Gso;
 
 /// The largest datagram that fits an IP packet of either family.
 const MAX_PAYLOAD: usize = 65_507;
+
+/// Entries of the eviction queue that are not worth a sweep.
+const SLACK: usize = 64;
 
 /// A mapping of one source port; see [`crate::FlowId`] for the generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,6 +51,7 @@ struct Mapping {
     /// By the address that is really sent to.
     peers: HashMap<SocketAddr, Peer, KeyedState>,
     last: Instant,
+    armed: Armed,
 }
 
 pub(crate) struct Udp {
@@ -127,7 +131,7 @@ impl Udp {
             idle,
         };
         mapping.peers.insert(dial, peer);
-        self.timers.push(now + idle, mapping.id);
+        self.timers.arm(&mut mapping.armed, now + idle, mapping.id);
         Ok(())
     }
 
@@ -145,15 +149,26 @@ impl Udp {
         let entry = self.mappings.vacant_entry();
         let slot = entry.key();
         let id = MappingId { slot: slot as u32, generation: self.generation };
-        entry.insert(Mapping { id, source, peers: HashMap::with_hasher(self.hasher.clone()), last: now });
+        let peers = HashMap::with_hasher(self.hasher.clone());
+        entry.insert(Mapping { id, source, peers, last: now, armed: Armed::default() });
         self.by_source.insert(source, slot);
-        self.order.push_back((id, now));
+        self.queue_for_eviction(id, now);
         sh.actions.push_back(Action::OpenMapping {
             mapping: id,
             v6: source.is_ipv6(),
             permit: permit.clone(),
         });
         Ok(slot)
+    }
+
+    fn queue_for_eviction(&mut self, id: MappingId, now: Instant) {
+        // Mappings that ended leave entries behind; without limit they would be a leak of one entry for each query.
+        if self.order.len() > 2 * self.mappings.len() + SLACK {
+            let mappings = &self.mappings;
+            self.order
+                .retain(|&(id, _)| mappings.get(id.slot as usize).is_some_and(|mapping| mapping.id == id));
+        }
+        self.order.push_back((id, now));
     }
 
     /// Makes room: the least recently used mapping goes. Mappings used since they were queued move to the back.
@@ -235,7 +250,8 @@ impl Udp {
         if self.get(id).is_none() {
             return;
         }
-        let mapping = self.mappings.remove(id.slot as usize);
+        let mut mapping = self.mappings.remove(id.slot as usize);
+        self.timers.disarm(&mut mapping.armed, id);
         self.by_source.remove(&mapping.source);
         for peer in mapping.peers.values() {
             let ends = (mapping.source, peer.facing);
@@ -292,18 +308,40 @@ impl Udp {
         }
     }
 
+    /// What holds between calls.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let armed = self.mappings.iter().all(|(_, mapping)| self.timers.holds(mapping.armed, mapping.id));
+        if !armed || self.timers.len() != self.mappings.len() || self.by_source.len() != self.mappings.len() {
+            return Err(format!(
+                "{} mappings, {} by source, {} timers",
+                self.mappings.len(),
+                self.by_source.len(),
+                self.timers.len()
+            ));
+        }
+        if self.order.len() > 2 * self.mappings.capacity() + SLACK + 1 {
+            return Err(format!("{} entries to evict {} mappings", self.order.len(), self.mappings.len()));
+        }
+        Ok(())
+    }
+
     pub(crate) fn poll_at(&self) -> Option<Instant> {
         self.timers.next()
     }
 
     pub(crate) fn handle_timeout(&mut self, sh: &mut Shared, now: Instant) {
         while let Some(id) = self.timers.pop_due(now) {
+            if let Some(mapping) = self.get_mut(id) {
+                mapping.armed.fired();
+            }
             let idle = |_: &Shared, peer: &Peer| peer.usage.last + peer.idle <= now;
             self.remove_peers_of(sh, now, id, CloseReason::Idle, &idle);
-            let next =
-                self.get(id).and_then(|mapping| mapping.peers.values().map(|p| p.usage.last + p.idle).min());
-            if let Some(at) = next {
-                self.timers.push(at, id);
+            let Some(mapping) = self.mappings.get_mut(id.slot as usize).filter(|mapping| mapping.id == id)
+            else {
+                continue;
+            };
+            if let Some(at) = mapping.peers.values().map(|peer| peer.usage.last + peer.idle).min() {
+                self.timers.arm(&mut mapping.armed, at, id);
             }
         }
     }

@@ -108,7 +108,7 @@ fn source_routed(mut options: &[u8]) -> bool {
             OPTION_LSRR | OPTION_SSRR => return true,
             _ => match options.get(1) {
                 Some(&len) if len >= 2 && usize::from(len) <= options.len() => {
-                    options = &options[usize::from(len)..]
+                    options = &options[usize::from(len)..];
                 }
                 _ => return true,
             },

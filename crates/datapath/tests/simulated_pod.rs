@@ -1,6 +1,11 @@
 //! An independent TCP (smoltcp's) as the pod: through loss, duplication, reordering, delay and closed windows, in
 //! virtual time, every octet arrives in both directions and every connection ends in order.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the ban is the crate's own: a test has a clock and an environment"
+)]
+
 mod common;
 
 use std::time::{Duration, Instant};
@@ -58,6 +63,7 @@ fn run(seed: u64) -> Outcome {
     let epoch = Instant::now();
     let mut engine = Engine::new(config(allow_all()), epoch);
     engine.appetite = plan.appetite;
+    engine.wake_after(&[plan.pod_reads_from, plan.server_reads_from]);
     let (down, close, blocked) =
         (plan.down.clone(), plan.server_closes_first, !plan.server_reads_from.is_zero());
     engine.script =
@@ -66,7 +72,7 @@ fn run(seed: u64) -> Outcome {
     let mut sim = Sim::starting_at(sim_config, engine, epoch);
     let tcp = sim.pod.connect("192.0.2.1:80".parse().unwrap());
     let (mut sent, mut received, mut closed) = (0, Vec::new(), false);
-    let finished = sim.run_until(Duration::from_secs(3_600), |sim| {
+    let finished = sim.run_until(Duration::from_hours(1), |sim| {
         if sent < plan.up.len() {
             sent += sim.pod.send(tcp, &plan.up[sent..]);
         } else if !closed && sim.pod.may_send(tcp) {

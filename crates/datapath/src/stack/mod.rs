@@ -377,6 +377,18 @@ impl Stack {
         self.echo.close_all(&mut self.shared, cx.now);
     }
 
+    /// What must hold between calls, for tests and fuzz targets: sequence numbers in order, each flow with a deadline,
+    /// counts and buffers as the flows have them. `pool` serves no other stack. Costs a walk over everything.
+    pub fn check_invariants(&self, pool: &Pool) -> Result<(), String> {
+        let held = self.tcp.check()?;
+        self.udp.check()?;
+        self.echo.check()?;
+        if held != pool.held() {
+            return Err(format!("flows hold {held} octets of buffers, the pool counts {}", pool.held()));
+        }
+        Ok(())
+    }
+
     // --- time ---
 
     /// When [`Stack::handle_timeout`] wants to be called.

@@ -6,6 +6,7 @@ use super::recv::{Accepted, Receiver};
 use super::segment::{Options, Outgoing, Segment, TIMESTAMP_LEN, Timestamp};
 use super::send::{Expiry, Piece, Sender};
 use super::seq::Seq;
+use super::time_wait::Record;
 use super::{MIN_MSS, WINDOW_SCALE};
 use crate::buffer::{PacketBuf, Pool};
 use crate::counters::DropReason;
@@ -24,6 +25,11 @@ const INVALID_ACK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// RFC 7323 5.5: a timestamp older than this no longer says anything about order.
 const TIMESTAMP_VALID: Duration = Duration::from_secs(24 * 24 * 3_600);
+
+/// Our clock in timestamps: milliseconds behind an offset of the flow's own (RFC 7323 5.4).
+pub(crate) fn timestamp_value(now: Instant, offset: u32) -> u32 {
+    (now.total_millis() as u32).wrapping_add(offset)
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -89,10 +95,6 @@ impl Events {
     fn dropped(reason: DropReason) -> Self {
         Self { dropped: Some(reason), ..Self::default() }
     }
-
-    fn challenge(reason: DropReason) -> Self {
-        Self { challenge: true, ..Self::dropped(reason) }
-    }
 }
 
 #[derive(Debug)]
@@ -111,6 +113,8 @@ pub(crate) struct Flow {
     probe_now: bool,
     syn_ack_now: bool,
     syn_acks: u8,
+    /// The SYN|ACK went out more than once: its acknowledgment measures nothing (Karn).
+    syn_ack_again: bool,
     syn_ack_at: Option<Instant>,
     heard: Instant,
     keepalives: u8,
@@ -123,7 +127,7 @@ impl Flow {
         let options = &syn.options;
         let timestamps = options.timestamp.map(|ts| Timestamps { recent: ts.value, recent_at: now, offset });
         let scaled = options.window_scale.is_some();
-        let asked = options.mss.unwrap_or(link.default_mss).max(MIN_MSS);
+        let asked = options.mss.filter(|&mss| mss > 0).unwrap_or(link.default_mss).max(MIN_MSS);
         let taken = if timestamps.is_some() { TIMESTAMP_LEN } else { 0 };
         let mss = asked.min(link.mss).saturating_sub(taken).max(1);
         let scale = options.window_scale.unwrap_or(0);
@@ -142,6 +146,7 @@ impl Flow {
             probe_now: false,
             syn_ack_now: true,
             syn_acks: 0,
+            syn_ack_again: false,
             syn_ack_at: None,
             heard: now,
             keepalives: 0,
@@ -153,8 +158,10 @@ impl Flow {
         self.state
     }
 
-    pub(crate) fn ts_recent(&self) -> Option<u32> {
-        self.timestamps.map(|timestamps| timestamps.recent)
+    /// The last acknowledgment of a connection that goes to TIME-WAIT, and what is kept to repeat it.
+    pub(crate) fn leave(&mut self, now: Instant) -> Record {
+        let acknowledgment = self.outgoing(now, self.sender.sent_up_to());
+        Record { acknowledgment, timestamp_offset: self.timestamps.map_or(0, |timestamps| timestamps.offset) }
     }
 
     /// A challenge ACK was allowed, or an acknowledgment is due.
@@ -186,7 +193,7 @@ impl Flow {
         let Some(ack) = segment.ack else {
             return Events::dropped(DropReason::BadAck);
         };
-        let mut events = match self.check_ack(segment, ack) {
+        let mut events = match self.check_ack(now, segment, ack) {
             Ok(events) => events,
             Err(events) => return events,
         };
@@ -204,14 +211,15 @@ impl Flow {
             self.acknowledge_invalid(now, segment);
             return Some(Events::dropped(DropReason::OldTimestamp));
         }
-        if self.state == State::SynReceived && segment.syn && !segment.rst && segment.seq == self.irs {
-            // The SYN again: our SYN|ACK was lost or is late.
-            self.syn_ack_now = segment.ack.is_none();
+        let syn_again = segment.syn && !segment.rst && segment.ack.is_none() && segment.seq == self.irs;
+        if self.state == State::SynReceived && syn_again {
+            // Our SYN|ACK was lost or is late.
+            self.syn_ack_now = true;
             return Some(Events::default());
         }
         if !self.receiver.is_acceptable(segment) {
             if segment.syn && !segment.rst {
-                return Some(Events::challenge(DropReason::OutOfWindow));
+                return Some(self.challenge(now, DropReason::OutOfWindow));
             }
             if !segment.rst {
                 self.note_duplicate(segment);
@@ -225,11 +233,24 @@ impl Flow {
                 self.state = State::Closed;
                 Events { reset: true, ..Events::default() }
             } else {
-                Events::challenge(DropReason::OutOfWindow)
+                self.challenge(now, DropReason::OutOfWindow)
             });
         }
         // RFC 5961 4.2.
-        segment.syn.then(|| Events::challenge(DropReason::OutOfWindow))
+        segment.syn.then(|| self.challenge(now, DropReason::OutOfWindow))
+    }
+
+    /// Drops the segment and asks for a challenge ACK, within the flow's limit; the stack has one of its own.
+    fn challenge(&mut self, now: Instant, reason: DropReason) -> Events {
+        Events { challenge: self.may_answer_invalid(now), ..Events::dropped(reason) }
+    }
+
+    fn may_answer_invalid(&mut self, now: Instant) -> bool {
+        if self.invalid_ack_at.is_some_and(|at| now - at < INVALID_ACK_INTERVAL) {
+            return false;
+        }
+        self.invalid_ack_at = Some(now);
+        true
     }
 
     fn is_old_timestamp(&self, now: Instant, segment: &Segment) -> bool {
@@ -247,39 +268,34 @@ impl Flow {
     /// Answers a segment that was not acceptable: with data at once (its sender waits for the ACK), else at most twice
     /// a second, so that two ends that disagree do not answer each other for ever.
     fn acknowledge_invalid(&mut self, now: Instant, segment: &Segment) {
-        if segment.payload.is_empty() && !segment.fin {
-            if self.invalid_ack_at.is_some_and(|at| now - at < INVALID_ACK_INTERVAL) {
-                return;
-            }
-            self.invalid_ack_at = Some(now);
-        }
-        if self.state == State::SynReceived {
-            self.syn_ack_now = true;
-        } else {
+        if !segment.payload.is_empty() || segment.fin || self.may_answer_invalid(now) {
             self.ack_now = true;
         }
     }
 
     /// RFC 9293 3.10.7.4, fifth, with RFC 5961 5.2.
-    fn check_ack(&mut self, segment: &Segment, ack: Seq) -> Result<Events, Events> {
+    fn check_ack(&mut self, now: Instant, segment: &Segment, ack: Seq) -> Result<Events, Events> {
         if self.state == State::SynReceived {
             return if ack == self.iss + 1 {
-                self.establish(segment);
+                self.establish(now, segment);
                 Ok(Events { established: true, ..Events::default() })
             } else {
                 Err(Events { answer_reset: Some(ack.0), ..Events::dropped(DropReason::BadAck) })
             };
         }
-        let oldest = Seq(self.sender.una().0.wrapping_sub(self.sender.max_window()));
-        if ack.after(self.sender.sent_up_to()) || ack.before(oldest) {
-            return Err(Events::challenge(DropReason::BadAck));
+        if ack.after(self.sender.sent_up_to()) || ack.before(self.sender.oldest_ack()) {
+            return Err(self.challenge(now, DropReason::BadAck));
         }
         Ok(Events::default())
     }
 
-    fn establish(&mut self, segment: &Segment) {
+    fn establish(&mut self, now: Instant, segment: &Segment) {
         self.state = State::Established;
-        self.syn_ack_at = None;
+        if let Some(due) = self.syn_ack_at.take()
+            && !self.syn_ack_again
+        {
+            self.sender.measured(SYN_ACK_TIMEOUT - (due - now).min(SYN_ACK_TIMEOUT));
+        }
         self.syn_ack_now = false;
         // RFC 9293: the window of this segment is the first scaled one.
         self.sender.first_window(segment);
@@ -296,13 +312,9 @@ impl Flow {
     fn take_ack(&mut self, now: Instant, pool: &mut Pool, segment: &Segment, ack: Seq, events: &mut Events) {
         let same_window = self.sender.is_same_window(segment);
         let pure = segment.payload.is_empty() && !segment.fin && same_window;
-        if self.sender.acknowledge(now, pool, ack, segment, pure) {
-            events.acked = true;
-        }
-        if !same_window && ack.at_or_after(self.sender.una()) {
-            events.acked = true;
-        }
-        self.sender.update_window(segment, ack);
+        let advanced = self.sender.acknowledge(now, pool, ack, segment, pure);
+        events.acked = advanced || (!same_window && ack.at_or_after(self.sender.una()));
+        self.sender.update_window(segment, ack, advanced);
         if self.sender.is_fin_acked() {
             self.state = match self.state {
                 State::FinWait1 => State::FinWait2,
@@ -357,15 +369,24 @@ impl Flow {
     /// The next segment, if any; its payload is [`Sender::piece_bytes`] of the piece.
     pub(crate) fn poll(&mut self, now: Instant, limit: usize) -> Option<(Outgoing, Option<Piece>)> {
         match self.state {
-            State::SynReceived => return self.poll_syn_ack(now).map(|outgoing| (outgoing, None)),
+            State::SynReceived => return self.poll_half_open(now).map(|outgoing| (outgoing, None)),
             State::Closed => return None,
-            State::Established | State::FinWait1 | State::FinWait2 => {}
-            State::CloseWait | State::Closing | State::LastAck | State::TimeWait => {}
+            State::Established
+            | State::FinWait1
+            | State::FinWait2
+            | State::CloseWait
+            | State::Closing
+            | State::LastAck
+            | State::TimeWait => {}
         }
         if self.probe_now {
             self.probe_now = false;
             let seq = Seq(self.sender.una().0.wrapping_sub(1));
             return Some((self.outgoing(now, seq), None));
+        }
+        // What data would carry is no duplicate ACK to the pod, and has no room for SACK blocks: the ACK goes first.
+        if self.ack_now && self.receiver.has_report() {
+            return Some((self.acknowledgment(now), None));
         }
         if let Some(piece) = self.sender.next_piece(now, limit) {
             if piece.fin {
@@ -378,14 +399,16 @@ impl Flow {
             outgoing.mss = self.sender.mss();
             return Some((outgoing, Some(piece)));
         }
-        self.ack_now.then(|| {
-            let seq = self.sender.sent_up_to();
-            let mut outgoing = self.outgoing(now, seq);
-            if self.sack {
-                outgoing.options.sack = self.receiver.sack_blocks();
-            }
-            (outgoing, None)
-        })
+        self.ack_now.then(|| (self.acknowledgment(now), None))
+    }
+
+    fn acknowledgment(&mut self, now: Instant) -> Outgoing {
+        let mut outgoing = self.outgoing(now, self.sender.sent_up_to());
+        let blocks = self.receiver.take_report();
+        if self.sack {
+            outgoing.options.sack = blocks;
+        }
+        outgoing
     }
 
     fn fin_sent(&mut self) {
@@ -396,13 +419,18 @@ impl Flow {
         };
     }
 
-    fn poll_syn_ack(&mut self, now: Instant) -> Option<Outgoing> {
-        if !self.syn_ack_now {
-            return None;
+    fn poll_half_open(&mut self, now: Instant) -> Option<Outgoing> {
+        if self.syn_ack_now {
+            return Some(self.syn_ack(now));
         }
+        self.ack_now.then(|| self.outgoing(now, self.iss + 1))
+    }
+
+    fn syn_ack(&mut self, now: Instant) -> Outgoing {
         self.syn_ack_now = false;
-        if self.syn_ack_at.is_none() {
-            self.syn_ack_at = Some(now + SYN_ACK_TIMEOUT);
+        match self.syn_ack_at {
+            None => self.syn_ack_at = Some(now + SYN_ACK_TIMEOUT),
+            Some(_) => self.syn_ack_again = true,
         }
         let mut outgoing =
             Outgoing::new(self.iss, Some(self.receiver.nxt()), self.receiver.advertise_unscaled());
@@ -414,7 +442,7 @@ impl Flow {
             timestamp: self.timestamp(now),
             ..Options::NONE
         };
-        Some(outgoing)
+        outgoing
     }
 
     fn outgoing(&mut self, now: Instant, seq: Seq) -> Outgoing {
@@ -427,10 +455,7 @@ impl Flow {
     }
 
     fn timestamp(&self, now: Instant) -> Option<Timestamp> {
-        self.timestamps.map(|ts| Timestamp {
-            value: (now.total_millis() as u32).wrapping_add(ts.offset),
-            echo: ts.recent,
-        })
+        self.timestamps.map(|ts| Timestamp { value: timestamp_value(now, ts.offset), echo: ts.recent })
     }
 
     /// The segment that resets the pod's end.
@@ -440,6 +465,18 @@ impl Flow {
         let mut outgoing = Outgoing::new(self.sender.sent_up_to(), Some(self.receiver.nxt()), 0);
         outgoing.rst = true;
         outgoing
+    }
+
+    /// Octets of buffers the flow holds.
+    pub(crate) fn held(&self) -> usize {
+        self.sender.held() + self.receiver.held()
+    }
+
+    /// What holds between calls; `dirty`: the flow may still have something to transmit.
+    pub(crate) fn check(&self, dirty: bool) -> Result<(), String> {
+        let relaying = !matches!(self.state, State::SynReceived | State::Closed | State::TimeWait);
+        self.sender.check(relaying && !dirty)?;
+        self.receiver.check()
     }
 
     pub(crate) fn clear(&mut self, pool: &mut Pool) {

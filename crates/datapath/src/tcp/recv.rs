@@ -1,5 +1,7 @@
 //! The direction from the pod: the window, reassembly, and the octets on their way to the upstream.
 
+mod invariants;
+
 use super::segment::{Blocks, Segment};
 use super::seq::Seq;
 use crate::buffer::{self, ByteQueue, Chunk, PacketBuf, Pool};
@@ -10,6 +12,13 @@ const INITIAL_CAPACITY: u32 = 128 * 1024;
 
 /// Ranges kept out of order. A pod that makes more loses them and sends them again.
 const MAX_RANGES: usize = 64;
+
+/// Octets a flow that holds none may take while the memory is spent.
+const EXHAUSTED_BITE: u32 = 2 * 1024;
+
+/// The part of the capacity by which rounding windows up may exceed it, all in all: room for segments of 512 octets
+/// without end, and not for single octets.
+const ROUNDING: u32 = 4;
 
 /// What became of a segment's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +106,10 @@ impl Receiver {
     /// Takes what is new of the payload, and notes the FIN.
     pub(crate) fn accept(&mut self, pool: &mut Pool, buffer: &mut PacketBuf, segment: &Segment) -> Accepted {
         let data_end = segment.seq + segment.payload.len() as u32;
-        if segment.fin && self.fin.is_none() && data_end.at_or_before(self.edge.later_of(self.nxt)) {
+        // A FIN before octets that are here already contradicts them: what came first holds.
+        let may_end =
+            data_end.at_or_after(self.highest()) && data_end.at_or_before(self.edge.later_of(self.nxt));
+        if segment.fin && self.fin.is_none() && may_end {
             self.fin = Some(data_end);
         }
         let start = segment.seq.later_of(self.nxt);
@@ -106,7 +118,11 @@ impl Receiver {
             end = end.earlier_of(fin);
         }
         if start.before(end) && pool.is_exhausted() {
-            return Accepted::Refused(DropReason::Memory);
+            // A flow that holds nothing still moves, if slowly: others may hold the memory for as long as they like.
+            if start != self.nxt || !self.uplink.is_empty() {
+                return Accepted::Refused(DropReason::Memory);
+            }
+            end = end.earlier_of(start + EXHAUSTED_BITE);
         }
         if segment.seq.before(self.nxt) && !segment.payload.is_empty() {
             self.duplicate = Some((segment.seq, data_end.earlier_of(self.nxt)));
@@ -124,6 +140,11 @@ impl Receiver {
         }
         self.take_fin();
         if self.nxt == before { Accepted::Duplicate } else { Accepted::InOrder(self.nxt - before) }
+    }
+
+    /// Behind every octet received.
+    fn highest(&self) -> Seq {
+        self.ranges.last().map_or(self.nxt, |(seq, chunk)| *seq + chunk.len() as u32)
     }
 
     fn take_fin(&mut self) {
@@ -199,7 +220,7 @@ impl Receiver {
                 continue;
             }
             chunk.advance((self.nxt - seq) as usize);
-            self.uplink.push_chunk(chunk);
+            self.uplink.push_chunk(pool, chunk);
             self.nxt = end;
         }
         if self.ranges.is_empty() && self.ranges.capacity() > 0 {
@@ -234,11 +255,17 @@ impl Receiver {
     }
 
     /// The window field of the segment that goes out now. Rounding to the scale is upwards: rounding down would move
-    /// the edge back over octets the pod was told it may send.
+    /// the edge back over octets the pod was told it may send. But a pod that sends less than a unit at a time would
+    /// push a rounded edge on for ever, so that ends somewhere; octets up to the old edge are still taken then
+    /// (RFC 7323 2.4).
     pub(crate) fn advertise(&mut self, mss: u16) -> u16 {
         let window = self.next_edge(mss) - self.nxt;
         let unit = 1u32 << self.scale;
-        let field = window.div_ceil(unit).min(u32::from(u16::MAX));
+        let rounded = window.next_multiple_of(unit);
+        let limit = self.capacity + self.capacity / ROUNDING;
+        let fits = rounded.saturating_add(self.uplink.len() as u32) <= limit;
+        let field = if fits { rounded } else { window } >> self.scale;
+        let field = field.min(u32::from(u16::MAX));
         self.edge = self.edge.later_of(self.nxt + (field << self.scale));
         field as u16
     }
@@ -257,8 +284,13 @@ impl Receiver {
         gain > 0 && (gain >= self.capacity / 2 || self.window() < 2 * u32::from(mss))
     }
 
-    /// SACK blocks: a duplicate first, then the latest range, then the others.
-    pub(crate) fn sack_blocks(&mut self) -> Blocks {
+    /// There is something that only SACK tells.
+    pub(crate) fn has_report(&self) -> bool {
+        self.duplicate.is_some() || !self.ranges.is_empty()
+    }
+
+    /// SACK blocks: a duplicate first, then the latest range, then the others. The duplicate is told once.
+    pub(crate) fn take_report(&mut self) -> Blocks {
         let mut blocks = Blocks::NONE;
         if let Some(duplicate) = self.duplicate.take() {
             blocks.push(duplicate);

@@ -4,6 +4,8 @@
 //! where the next transmission starts: a time-out sets it back to `una` (go-back-N, sparing what SACK reported), `max`
 //! remembers how far anything was ever sent.
 
+mod invariants;
+
 use smoltcp::time::{Duration, Instant};
 
 use super::rtt::RttEstimator;
@@ -21,7 +23,7 @@ const MAX_RETRIES: u8 = 15;
 const DUP_ACKS: u8 = 3;
 
 /// Room below this is not worth a read of the upstream; a super-segment is four times as large.
-const MAX_SLIVER: usize = 16 * 1024;
+pub(crate) const MAX_SLIVER: usize = 16 * 1024;
 
 /// Above any window: no congestion was seen yet.
 const UNLIMITED: u32 = 1 << 30;
@@ -89,6 +91,8 @@ pub(crate) struct Sender {
     fin: Fin,
     window: u32,
     max_window: u32,
+    /// Octets ever acknowledged, as far as 32 bits count.
+    acknowledged: u32,
     /// SND.WL1 and SND.WL2.
     updated_by: (Seq, Seq),
     scale: u8,
@@ -120,6 +124,7 @@ impl Sender {
             fin: Fin::None,
             window: u32::from(window),
             max_window: u32::from(window),
+            acknowledged: 0,
             updated_by: (irs, first),
             scale,
             mss,
@@ -146,8 +151,15 @@ impl Sender {
         self.max
     }
 
-    pub(crate) fn max_window(&self) -> u32 {
-        self.max_window
+    /// Acknowledgments before this one were never due (RFC 5961 5.2): no further back than the largest window, nor
+    /// than what the pod has acknowledged at all.
+    pub(crate) fn oldest_ack(&self) -> Seq {
+        Seq(self.una.0.wrapping_sub(self.max_window.min(self.acknowledged)))
+    }
+
+    /// The handshake's round trip.
+    pub(crate) fn measured(&mut self, rtt: Duration) {
+        self.rtt.sample(rtt);
     }
 
     pub(crate) fn mss(&self) -> u16 {
@@ -176,20 +188,23 @@ impl Sender {
         self.queue.is_empty() && self.fin != Fin::Queued
     }
 
-    /// Octets that may be queued now so that they can be sent at once. Behind a closed window one segment, so that the
-    /// persist timer has something to ask for. While octets are under way, a sliver of room counts as none: filling it
-    /// would make slivers of all that follows, one for each ACK.
+    /// Octets that may be queued now so that they can be sent at once. Behind a window that is closed or smaller than a
+    /// segment one segment all the same: that more waits than may go is what the persist timer and the avoidance of
+    /// silly windows are about. While octets are under way, a sliver of room counts as none: filling it would make
+    /// slivers of all that follows, one for each ACK.
     pub(crate) fn room(&self, ceiling: usize) -> usize {
         if self.fin != Fin::None {
             return 0;
         }
         let queued = self.queue.len();
         let allowed = (self.window.min(self.cwnd) as usize).min(ceiling);
-        let sliver = (self.max_window as usize / 4).min(MAX_SLIVER);
-        if allowed > queued && (queued == 0 || allowed - queued >= sliver) {
-            return allowed - queued;
+        let mss = usize::from(self.mss);
+        if queued == 0 {
+            return allowed.max(mss);
         }
-        if queued == 0 { usize::from(self.mss) } else { 0 }
+        let sliver =
+            (self.window as usize / 4).min(MAX_SLIVER).max(mss.min(self.max_window as usize / 2)).max(1);
+        if allowed >= queued + sliver { allowed - queued } else { 0 }
     }
 
     pub(crate) fn push(&mut self, pool: &mut Pool, buffer: &mut PacketBuf, start: usize, end: usize) {
@@ -227,19 +242,27 @@ impl Sender {
         self.window == u32::from(segment.window) << self.scale
     }
 
-    /// Takes the window of an acceptable segment, if it is newer than the last (RFC 9293 3.10.7.4).
-    pub(crate) fn update_window(&mut self, segment: &Segment, ack: Seq) {
+    /// Takes the window of an acceptable segment, if it is newer than the last (RFC 9293 3.10.7.4). `advanced`: it
+    /// acknowledged something new, and so is newer even where an earlier one came from further ahead.
+    pub(crate) fn update_window(&mut self, segment: &Segment, ack: Seq, advanced: bool) {
+        self.unanswered_probes = 0;
         let (wl1, wl2) = self.updated_by;
         let window = u32::from(segment.window) << self.scale;
-        let newer = wl1.before(segment.seq)
+        let newer = advanced
+            || wl1.before(segment.seq)
             || (wl1 == segment.seq
                 && (wl2.before(ack) || (wl2 == ack && (window > self.window || window == 0))));
-        if newer {
-            self.window = window;
-            self.max_window = self.max_window.max(window);
-            self.updated_by = (segment.seq, ack);
+        if !newer {
+            return;
         }
-        self.unanswered_probes = 0;
+        if self.window == 0 && window > 0 && matches!(self.timer, Timer::Persist(_)) {
+            // Probing is over: its back-off says nothing about losses, nor about how long to wait for the next ACK.
+            self.timer = Timer::Off;
+            self.rtt.reset_backoff();
+        }
+        self.window = window;
+        self.max_window = self.max_window.max(window);
+        self.updated_by = (segment.seq, ack);
     }
 
     /// Takes an acceptable acknowledgment (`una <= ack <= max`, or an old one) with its SACK blocks. `pure`: no data,
@@ -256,6 +279,7 @@ impl Sender {
         let news = self.take_sack(ack, segment);
         if ack.after(self.una) {
             self.advance(now, pool, ack);
+            self.maybe_enter_recovery();
             return true;
         }
         if ack == self.una && self.max != self.una && (pure || news) {
@@ -273,6 +297,7 @@ impl Sender {
         }
         let whole = self.queue.consume(pool, data as usize);
         self.una = ack;
+        self.acknowledged = self.acknowledged.saturating_add(acked);
         self.nxt = self.nxt.later_of(ack);
         self.cursor = match self.cursor.0.checked_sub(whole) {
             // In the front chunk the offset is the distance from SND.UNA.
@@ -391,10 +416,14 @@ impl Sender {
             None if start == self.una => start + u32::from(self.mss),
             None => return None,
         };
-        if start != self.una && self.pipe(start) >= self.cwnd {
+        // A window that has shrunk holds for what is sent again, but for the one segment that shows that the pod lives.
+        let window_end = self.una + self.window.max(u32::from(self.mss));
+        // The first hole goes at once, the others as the path drains.
+        if start.at_or_after(window_end) || (start != self.una && self.pipe(start) >= self.cwnd) {
             return None;
         }
-        let piece = self.piece_at(start, hole_end.earlier_of(recovery.point), limit)?;
+        let end = hole_end.earlier_of(recovery.point).earlier_of(window_end);
+        let piece = self.piece_at(start, end, limit)?;
         if let Some(recovery) = &mut self.recovery {
             recovery.next = start + piece.len as u32 + u32::from(piece.fin);
         }
@@ -440,8 +469,8 @@ impl Sender {
         let allowed = by_window.min(self.cwnd.saturating_sub(flight));
         let waiting = self.data_end() - start.earlier_of(self.data_end());
         if waiting == 0 {
-            // Only the FIN is left. It needs no window of its own; a closed window is still respected by data.
-            return Some(self.fin_piece(start));
+            // Only the FIN is left. It takes its place in the window like an octet.
+            return (by_window > 0).then(|| self.fin_piece(start));
         }
         let mss = u32::from(self.mss);
         let first_time = start == self.max;
@@ -456,11 +485,13 @@ impl Sender {
             return None;
         }
         let mut limit = limit.min(allowed as usize);
-        if limit < waiting as usize && limit > usize::from(self.mss) {
+        // A small window is filled to its last octet, as hosts do; in a large one whole segments are worth more.
+        let fills_window = allowed == by_window && limit < MAX_SLIVER;
+        if limit < waiting as usize && limit > usize::from(self.mss) && !fills_window {
             limit -= limit % usize::from(self.mss);
         }
         let hole_end = self.sacked.iter().find(|&&(s, _)| s.after(start)).map_or(self.end(), |&(s, _)| s);
-        self.piece_from_cursor(start, hole_end, limit)
+        self.piece_from_cursor(start, hole_end.earlier_of(start + allowed), limit)
     }
 
     fn fin_piece(&self, seq: Seq) -> Piece {

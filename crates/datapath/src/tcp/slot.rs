@@ -12,6 +12,7 @@ use crate::record::{CloseReason, FlowRecord, NameSource, Outcome};
 use crate::sniff::{self, Sniffed};
 use crate::stack::Shared;
 use crate::stack::shared::settle;
+use crate::timer::Armed;
 
 /// How long a flow whose name is to be shown may stay silent before the strictest verdict holds.
 const SNIFF_PATIENCE: Duration = Duration::from_secs(5);
@@ -25,8 +26,7 @@ pub(super) struct Slot {
     pub(super) linked: bool,
     pub(super) dirty: bool,
     pub(super) uplink_queued: bool,
-    /// The earliest timer entry of this flow.
-    pub(super) armed: Option<Instant>,
+    pub(super) armed: Armed,
 }
 
 pub(super) enum Body {
@@ -60,7 +60,7 @@ pub(super) struct Open {
     pub(super) sniffing: Option<Sniffing>,
     pub(super) tap: Option<Box<StreamTap>>,
     /// The pod has not acknowledged our SYN.
-    pub(super) half_open: bool,
+    pub(super) awaits_ack: bool,
     /// The upstream was told that the pod is done sending.
     pub(super) shut: bool,
     /// The caller found no room to read into and waits to be called back.
@@ -77,7 +77,8 @@ pub(super) struct Settled {
 impl Slot {
     pub(super) fn new(id: FlowId, ends: Ends, meta: Meta, held: Held) -> Self {
         let body = Body::Held(held);
-        Self { id, ends, meta, body, linked: true, dirty: false, uplink_queued: false, armed: None }
+        let armed = Armed::default();
+        Self { id, ends, meta, body, linked: true, dirty: false, uplink_queued: false, armed }
     }
 
     pub(super) fn open(&self) -> Option<&Open> {
@@ -91,6 +92,20 @@ impl Slot {
         match &mut self.body {
             Body::Held(_) => None,
             Body::Open(open) => Some(open),
+        }
+    }
+
+    /// What holds if the flow shows no name; `None`: its name is settled.
+    pub(super) fn fallback_mut(&mut self) -> Option<&mut Box<Decision>> {
+        match &mut self.body {
+            Body::Held(held) => held.fallback.as_mut(),
+            Body::Open(open) => open.sniffing.as_mut().map(|sniffing| &mut sniffing.fallback),
+        }
+    }
+
+    pub(super) fn set_fallback(&mut self, fallback: Box<Decision>) {
+        if let Some(current) = self.fallback_mut() {
+            *current = fallback;
         }
     }
 
@@ -112,7 +127,7 @@ impl Open {
             upstream: Upstream::Connected,
             sniffing: fallback.map(|fallback| Sniffing { fallback, until: now + SNIFF_PATIENCE }),
             tap: tap.then(Box::default),
-            half_open: true,
+            awaits_ack: true,
             shut: false,
             starved: false,
             linger_until: None,

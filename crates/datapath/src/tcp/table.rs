@@ -3,6 +3,8 @@
 //! A flow's life: SYN -> policy -> [`Action::Connect`] (the SYN is held) -> the upstream connected -> SYN|ACK ->
 //! relay -> closed from either side, or both. A refused, unreachable or silent upstream is mirrored to the pod.
 
+mod invariants;
+
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
@@ -12,9 +14,10 @@ use tunproxy_policy::{Decision, Permit, Protocol, Refusal};
 
 use super::flow::{Events, Flow, Link, State, Syn};
 use super::segment::{Outgoing, Segment};
+use super::send::MAX_SLIVER;
 use super::seq::Seq;
-use super::slot::{Body, Held, Meta, Open, Slot, Upstream};
-use super::time_wait::{Record, TimeWait, Verdict};
+use super::slot::{Body, Held, Meta, Open, Settled, Slot, Upstream};
+use super::time_wait::{TimeWait, Verdict};
 use crate::buffer::PacketBuf;
 use crate::counters::DropReason;
 use crate::emit::Head;
@@ -145,7 +148,7 @@ impl Tcp {
             if segment.seq == syn.seq || segment.seq == syn.seq + 1 {
                 self.remove(sh, cx, id, CloseReason::Abandoned, Leave::Abort);
             }
-        } else if segment.syn && segment.ack.is_none() {
+        } else if segment.syn && segment.ack.is_none() && !segment.fin {
             // The same SYN joins the pending connect; one with another number replaces it.
             if let Some(Body::Held(held)) = self.slot_mut(id).map(|slot| &mut slot.body) {
                 held.syn = Syn { seq: segment.seq, window: segment.window, options: segment.options };
@@ -189,13 +192,6 @@ impl Tcp {
         ends: Ends,
         segment: &Segment,
     ) -> Result<(), DropReason> {
-        // A full table drops the SYN, as a full accept queue does: the pod's next try may find room.
-        if self.pending >= sh.config.limits.pending {
-            return Err(DropReason::PendingLimit);
-        }
-        if self.half_open >= sh.config.limits.half_open {
-            return Err(DropReason::HalfOpenLimit);
-        }
         let (permit, fallback) = match sh.decide(cx.now, Protocol::Tcp, ends.remote()) {
             Decision::Allow(permit) => (permit, None),
             Decision::ByName { provisional, fallback } => (provisional, Some(fallback)),
@@ -204,6 +200,13 @@ impl Tcp {
                 return Err(DropReason::Policy);
             }
         };
+        // A full table drops the SYN, as a full accept queue does: the pod's next try may find room.
+        if self.pending >= sh.config.limits.pending {
+            return Err(DropReason::PendingLimit);
+        }
+        if self.half_open >= sh.config.limits.half_open {
+            return Err(DropReason::HalfOpenLimit);
+        }
         if self.slots.len() >= sh.config.limits.flows {
             reset_stray(sh, cx.now, &ends, segment);
             return Err(DropReason::FlowLimit);
@@ -248,22 +251,23 @@ impl Tcp {
         if events.established
             && let Some(open) = slot.open_mut()
         {
-            open.half_open = false;
+            open.awaits_ack = false;
             self.half_open -= 1;
             sh.counters.tcp_opened += 1;
         }
         if events.reset {
             // When only our FIN's acknowledgment was missing, the pod has forgotten a connection that is complete.
             let complete = self.slot(id).and_then(Slot::open).is_some_and(Open::is_complete);
-            let (reason, leave) = match complete {
-                true => (CloseReason::Finished, Leave::Close),
-                false => (CloseReason::ResetByPod, Leave::Abort),
+            let (reason, leave) = if complete {
+                (CloseReason::Finished, Leave::Close)
+            } else {
+                (CloseReason::ResetByPod, Leave::Abort)
             };
             self.remove(sh, cx, id, reason, leave);
             return;
         }
         if events.silent {
-            self.reset_pod(sh, cx, id, CloseReason::PodSilent, Leave::Abort);
+            self.give_up(sh, cx, id);
             return;
         }
         if events.acked || events.established {
@@ -330,14 +334,9 @@ impl Tcp {
         let drained = open.flow.receiver.uplink().is_empty() && open.shut;
         if linked {
             if state == State::TimeWait {
-                let record = Record {
-                    snd_nxt: open.flow.sender.sent_up_to(),
-                    rcv_nxt: open.flow.receiver.nxt(),
-                    ts_recent: open.flow.ts_recent(),
-                };
                 // The last ACK goes out before the flow is forgotten.
-                let outgoing = Outgoing::new(record.snd_nxt, Some(record.rcv_nxt), 0);
-                send_alone(sh, &ends, &outgoing);
+                let record = open.flow.leave(cx.now);
+                send_alone(sh, &ends, &record.acknowledgment);
                 self.time_wait.insert(cx.now, ends, record);
             }
             open.linger_until = Some(cx.now + LINGER);
@@ -359,7 +358,7 @@ impl Tcp {
         self.settle_name(sh, cx, id, outcome);
     }
 
-    fn settle_name(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId, outcome: super::slot::Settled) {
+    fn settle_name(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId, outcome: Settled) {
         let Some(slot) = self.slot_mut(id) else { return };
         let remote = slot.ends.remote();
         slot.meta.name_source = outcome.source.or(slot.meta.name_source);
@@ -440,7 +439,7 @@ impl Tcp {
             DialFailure::NetworkUnreachable => Some(Unreachable::Network),
             DialFailure::HostUnreachable => Some(Unreachable::Host),
             DialFailure::Refused | DialFailure::Failed | DialFailure::Unsupported => {
-                send_reset(sh, cx.now, &ends, &reset_for_syn(syn.seq));
+                refuse_syn(sh, &ends, syn.seq);
                 None
             }
             // The pod's own timer tells it.
@@ -466,7 +465,7 @@ impl Tcp {
         let largest = MAX_PACKET - headers;
         let largest = largest - largest % mss;
         match room.min(largest) {
-            room if room > mss => room - room % mss,
+            room if room >= MAX_SLIVER => room - room % mss,
             room => room,
         }
     }
@@ -549,20 +548,16 @@ impl Tcp {
             let id = *self.dirty.front()?;
             let found = self.slots.get_mut(id.slot as usize).filter(|slot| slot.id == id);
             let polled = found.and_then(|slot| poll_slot(sh, cx, slot, &mut self.timers));
-            match polled {
-                Some((head, piece)) => {
-                    self.head = Some(head);
-                    break (id.slot as usize, piece);
-                }
-                None => {
-                    self.dirty.pop_front();
-                    if let Some(slot) = self.slot_mut(id) {
-                        slot.dirty = false;
-                    }
-                    // A FIN that was sent may have been the last thing to happen.
-                    self.finish_if_closed(sh, cx, id);
-                }
+            if let Some((head, piece)) = polled {
+                self.head = Some(head);
+                break (id.slot as usize, piece);
             }
+            self.dirty.pop_front();
+            if let Some(slot) = self.slot_mut(id) {
+                slot.dirty = false;
+            }
+            // A FIN that was sent may have been the last thing to happen.
+            self.finish_if_closed(sh, cx, id);
         };
         let open = self.slots[index].open();
         let payload = match (open, piece) {
@@ -584,15 +579,40 @@ impl Tcp {
     pub(crate) fn reevaluate(&mut self, sh: &mut Shared, cx: &mut Cx<'_>) {
         let ids: Vec<_> = self.slots.iter().map(|(_, slot)| slot.id).collect();
         for id in ids {
-            let Some(slot) = self.slot_mut(id) else { continue };
-            match sh.still_allowed(&slot.meta.permit, Protocol::Tcp, slot.ends.remote()) {
-                // The upstream a flow runs over stays; rule and verdict are those of today.
-                Ok(permit) if permit.upstream() == slot.meta.permit.upstream() => slot.meta.permit = permit,
-                Ok(_) => {}
-                Err(refusal) => {
-                    slot.meta.refused(refusal);
-                    self.reset_pod(sh, cx, id, CloseReason::PolicyChanged, Leave::Abort);
-                }
+            match self.slot_mut(id).map(|slot| slot.fallback_mut().is_some()) {
+                Some(true) => self.reevaluate_unnamed(sh, cx, id),
+                Some(false) => self.reevaluate_settled(sh, cx, id),
+                None => {}
+            }
+        }
+    }
+
+    fn reevaluate_settled(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId) {
+        let Some(slot) = self.slot_mut(id) else { return };
+        match sh.still_allowed(&slot.meta.permit, Protocol::Tcp, slot.ends.remote()) {
+            // The upstream a flow runs over stays; rule and verdict are those of today.
+            Ok(permit) if permit.upstream() == slot.meta.permit.upstream() => slot.meta.permit = permit,
+            Ok(_) => {}
+            Err(refusal) => {
+                slot.meta.refused(refusal);
+                self.reset_pod(sh, cx, id, CloseReason::PolicyChanged, Leave::Abort);
+            }
+        }
+    }
+
+    /// The flow has shown no name yet, and what held without one was yesterday's policy: the question is asked anew.
+    fn reevaluate_unnamed(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId) {
+        let Some(slot) = self.slot_mut(id) else { return };
+        let decision = sh.decide(cx.now, Protocol::Tcp, slot.ends.remote());
+        match decision {
+            Decision::ByName { fallback, .. } => slot.set_fallback(fallback),
+            Decision::Allow(permit) if slot.open().is_some() => {
+                self.settle_name(sh, cx, id, Settled { decision: Ok(permit), source: None });
+            }
+            Decision::Allow(_) => slot.set_fallback(Box::new(decision)),
+            Decision::Deny(refusal) => {
+                slot.meta.refused(refusal);
+                self.reset_pod(sh, cx, id, CloseReason::PolicyChanged, Leave::Abort);
             }
         }
     }
@@ -601,6 +621,15 @@ impl Tcp {
         let ids: Vec<_> = self.slots.iter().map(|(_, slot)| slot.id).collect();
         for id in ids {
             self.reset_pod(sh, cx, id, CloseReason::Detached, Leave::Abort);
+        }
+    }
+
+    /// The pod does not answer. One that never answered the SYN|ACK is not bothered with a reset either.
+    fn give_up(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId) {
+        if self.slot(id).and_then(Slot::open).is_some_and(|open| open.awaits_ack) {
+            self.remove(sh, cx, id, CloseReason::PodSilent, Leave::Abort);
+        } else {
+            self.reset_pod(sh, cx, id, CloseReason::PodSilent, Leave::Abort);
         }
     }
 
@@ -614,7 +643,9 @@ impl Tcp {
         };
         if linked {
             sh.counters.resets_sent += 1;
-            send_alone(sh, &ends, &outgoing);
+            let head = head_alone(sh, &ends, &outgoing);
+            // As many at once as there are flows, whatever waits already: without it a pod that only reads waits on.
+            sh.control.push_back(head.bytes().to_vec());
         }
         self.remove(sh, cx, id, reason, leave);
     }
@@ -625,13 +656,14 @@ impl Tcp {
             return;
         }
         let mut slot = self.slots.remove(id.slot as usize);
+        self.timers.disarm(&mut slot.armed, id);
         if slot.linked {
             self.by_ends.remove(&slot.ends);
         }
         match &mut slot.body {
             Body::Held(_) => self.pending -= 1,
             Body::Open(open) => {
-                self.half_open -= usize::from(open.half_open);
+                self.half_open -= usize::from(open.awaits_ack);
                 open.flow.clear(cx.pool);
             }
         }
@@ -649,7 +681,7 @@ impl Tcp {
         self.time_wait.expire(cx.now);
         while let Some(id) = self.timers.pop_due(cx.now) {
             let Some(slot) = self.slot_mut(id) else { continue };
-            slot.armed = None;
+            slot.armed.fired();
             self.flow_timeout(sh, cx, id);
         }
     }
@@ -702,12 +734,9 @@ fn poll_slot(
     polled.map(|(outgoing, piece)| (outgoing.head(remote, pod), piece))
 }
 
-/// Pushes a timer entry if the flow's deadline is before every entry it has.
 fn arm(timers: &mut Timers<FlowId>, slot: &mut Slot) {
-    let Some(at) = slot.poll_at() else { return };
-    if slot.armed.is_none_or(|armed| at < armed) {
-        slot.armed = Some(at);
-        timers.push(at, slot.id);
+    if let Some(at) = slot.poll_at() {
+        timers.arm(&mut slot.armed, at, slot.id);
     }
 }
 
@@ -727,8 +756,14 @@ fn reset_for_syn(seq: Seq) -> Outgoing {
     outgoing
 }
 
+/// Not limited in rate: it is one answer to one question of the pod, and silence would cost the pod a second.
+fn refuse_syn(sh: &mut Shared, ends: &Ends, seq: Seq) {
+    sh.counters.resets_sent += 1;
+    send_alone(sh, ends, &reset_for_syn(seq));
+}
+
 fn refuse(sh: &mut Shared, now: Instant, ends: &Ends, segment: &Segment, refusal: Refusal) {
-    send_reset(sh, now, ends, &reset_for_syn(segment.seq));
+    refuse_syn(sh, ends, segment.seq);
     sh.record_refusal(now, Protocol::Tcp, ends.pod(), ends.remote(), refusal);
 }
 
@@ -751,9 +786,14 @@ fn send_reset(sh: &mut Shared, now: Instant, ends: &Ends, outgoing: &Outgoing) {
 
 /// Sends a segment without payload that belongs to no flow, or to one that ends with it.
 fn send_alone(sh: &mut Shared, ends: &Ends, outgoing: &Outgoing) {
+    let head = head_alone(sh, ends, outgoing);
+    sh.send_control(head.bytes().to_vec());
+}
+
+fn head_alone(sh: &Shared, ends: &Ends, outgoing: &Outgoing) -> Head {
     let mut head = outgoing.head(ends.remote(), ends.pod());
     if !sh.config.offload {
         head.complete(&[]);
     }
-    sh.send_control(head.bytes().to_vec());
+    head
 }

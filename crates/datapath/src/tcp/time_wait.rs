@@ -4,18 +4,50 @@ use std::collections::{HashMap, VecDeque};
 
 use smoltcp::time::{Duration, Instant};
 
-use super::segment::{Outgoing, Segment};
+use super::flow::timestamp_value;
+use super::segment::{Outgoing, Segment, Timestamp};
 use super::seq::Seq;
 use crate::key::{Ends, KeyedState};
 
 /// As Linux (TCP_TIMEWAIT_LEN); RFC 9293 says 2 MSL and lets the implementation choose MSL.
 const TIME_WAIT: Duration = Duration::from_secs(60);
 
+/// Entries of the queue that are not worth a sweep.
+const SLACK: usize = 64;
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record {
-    pub(crate) snd_nxt: Seq,
-    pub(crate) rcv_nxt: Seq,
-    pub(crate) ts_recent: Option<u32>,
+    /// Repeated whenever an answer is due.
+    pub(crate) acknowledgment: Outgoing,
+    pub(crate) timestamp_offset: u32,
+}
+
+impl Record {
+    fn rcv_nxt(&self) -> Seq {
+        self.acknowledgment.ack.unwrap_or(Seq(0))
+    }
+
+    fn answer(&self, now: Instant) -> Outgoing {
+        let mut outgoing = self.acknowledgment;
+        if let Some(Timestamp { value, .. }) = &mut outgoing.options.timestamp {
+            *value = timestamp_value(now, self.timestamp_offset);
+        }
+        outgoing
+    }
+
+    /// Whether `syn` begins a new connection rather than repeating the old one: newer by its timestamp, or by its
+    /// sequence number where the timestamps do not say that it is older (RFC 6191, Linux: tcp_timewait_state_process).
+    fn is_succeeded_by(&self, syn: &Segment) -> bool {
+        let newer_sequence = syn.seq.after(self.rcv_nxt());
+        match (syn.options.timestamp, self.acknowledgment.options.timestamp) {
+            (Some(theirs), Some(ours)) => match theirs.value.wrapping_sub(ours.echo) as i32 {
+                1.. => true,
+                0 => newer_sequence,
+                _ => false,
+            },
+            _ => newer_sequence,
+        }
+    }
 }
 
 /// What a segment for a connection in TIME-WAIT leads to.
@@ -30,32 +62,55 @@ pub(crate) enum Verdict {
 }
 
 #[derive(Debug)]
+struct Waiting {
+    record: Record,
+    until: Instant,
+    /// The queue's entry that speaks of this record.
+    entry: u64,
+}
+
+#[derive(Debug)]
 pub(crate) struct TimeWait {
-    records: HashMap<Ends, (Record, Instant), KeyedState>,
-    /// In the order they expire, as all wait equally long; entries may be outdated.
-    order: VecDeque<(Instant, Ends)>,
+    records: HashMap<Ends, Waiting, KeyedState>,
+    /// About in the order they expire, as all wait equally long. A record has one entry; those of records that gave way
+    /// to a new connection are outdated.
+    order: VecDeque<(Instant, Ends, u64)>,
+    entries: u64,
     limit: usize,
 }
 
 impl TimeWait {
     pub(crate) fn new(hasher: KeyedState, limit: usize) -> Self {
-        Self { records: HashMap::with_hasher(hasher), order: VecDeque::new(), limit }
+        Self { records: HashMap::with_hasher(hasher), order: VecDeque::new(), entries: 0, limit }
     }
 
     pub(crate) fn insert(&mut self, now: Instant, ends: Ends, record: Record) {
         self.expire(now);
         while self.records.len() >= self.limit {
-            let Some((_, oldest)) = self.order.pop_front() else { return };
-            self.records.remove(&oldest);
+            let Some((_, oldest, entry)) = self.order.pop_front() else { return };
+            if self.is_current(&oldest, entry) {
+                self.records.remove(&oldest);
+            }
         }
+        if self.order.len() > 2 * self.records.len() + SLACK {
+            let records = &self.records;
+            self.order
+                .retain(|(_, ends, entry)| records.get(ends).is_some_and(|waiting| waiting.entry == *entry));
+        }
+        self.entries += 1;
         let until = now + TIME_WAIT;
-        self.records.insert(ends, (record, until));
-        self.order.push_back((until, ends));
+        self.records.insert(ends, Waiting { record, until, entry: self.entries });
+        self.order.push_back((until, ends, self.entries));
+    }
+
+    fn is_current(&self, ends: &Ends, entry: u64) -> bool {
+        self.records.get(ends).is_some_and(|waiting| waiting.entry == entry)
     }
 
     pub(crate) fn handle(&mut self, now: Instant, ends: &Ends, segment: &Segment) -> Verdict {
-        let Some((record, until)) = self.records.get(ends).copied() else { return Verdict::Unknown };
-        if until <= now {
+        let Some(waiting) = self.records.get_mut(ends) else { return Verdict::Unknown };
+        let record = waiting.record;
+        if waiting.until <= now {
             self.records.remove(ends);
             return Verdict::Unknown;
         }
@@ -63,24 +118,16 @@ impl TimeWait {
             // RFC 1337: a reset must not cut the wait short.
             return Verdict::Ignore;
         }
-        if segment.syn && segment.ack.is_none() {
-            let newer = match (segment.options.timestamp, record.ts_recent) {
-                (Some(theirs), Some(recent)) => (theirs.value.wrapping_sub(recent) as i32) > 0,
-                _ => false,
-            };
-            if newer || segment.seq.after(record.rcv_nxt) {
-                self.records.remove(ends);
-                return Verdict::Reuse;
-            }
+        if segment.syn && segment.ack.is_none() && !segment.fin && record.is_succeeded_by(segment) {
+            self.records.remove(ends);
+            return Verdict::Reuse;
         }
         if segment.fin {
-            // Our last ACK was lost: the wait starts anew.
-            self.records.insert(*ends, (record, now + TIME_WAIT));
-            self.order.push_back((now + TIME_WAIT, *ends));
+            // Our last ACK was lost: the wait starts anew. The queue learns of it when the old time is over.
+            waiting.until = now + TIME_WAIT;
         }
-        let answer = segment.len() > 0 || segment.seq != record.rcv_nxt;
-        if answer {
-            Verdict::Answer(Outgoing::new(record.snd_nxt, Some(record.rcv_nxt), 0))
+        if segment.len() > 0 || segment.seq != record.rcv_nxt() {
+            Verdict::Answer(record.answer(now))
         } else {
             Verdict::Ignore
         }
@@ -88,18 +135,35 @@ impl TimeWait {
 
     /// Forgets what has waited long enough.
     pub(crate) fn expire(&mut self, now: Instant) {
-        while let Some(&(until, ends)) = self.order.front() {
-            if until > now && self.order.len() <= 2 * self.limit {
+        while let Some(&(due, ends, entry)) = self.order.front() {
+            if due > now {
                 break;
             }
             self.order.pop_front();
-            if self.records.get(&ends).is_some_and(|&(_, current)| current <= now) {
+            let Some(waiting) = self.records.get(&ends).filter(|waiting| waiting.entry == entry) else {
+                continue;
+            };
+            if waiting.until <= now {
                 self.records.remove(&ends);
+            } else {
+                self.order.push_back((waiting.until, ends, entry));
             }
         }
     }
 
+    /// Each record has its entry in the queue, and outdated entries do not pile up.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let current = self.order.iter().filter(|(_, ends, entry)| self.is_current(ends, *entry)).count();
+        if current != self.records.len() || self.records.len() > self.limit {
+            return Err(format!("{current} entries for {} connections in TIME-WAIT", self.records.len()));
+        }
+        if self.order.len() > 2 * self.limit + SLACK + 1 {
+            return Err(format!("{} entries for TIME-WAIT", self.order.len()));
+        }
+        Ok(())
+    }
+
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
-        self.order.front().map(|&(until, _)| until)
+        self.order.front().map(|&(until, _, _)| until)
     }
 }

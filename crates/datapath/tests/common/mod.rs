@@ -82,6 +82,8 @@ pub struct Engine {
     out: VecDeque<Vec<u8>>,
     epoch: Wall,
     open: HashSet<FlowId>,
+    /// When a test wants to have a look although nothing may happen.
+    wake: Vec<Instant>,
 }
 
 impl Engine {
@@ -99,6 +101,14 @@ impl Engine {
             out: VecDeque::new(),
             epoch,
             open: HashSet::new(),
+            wake: Vec::new(),
+        }
+    }
+
+    /// Lets a simulation stop at these times after its start.
+    pub fn wake_after(&mut self, pauses: &[std::time::Duration]) {
+        for &pause in pauses {
+            self.wake.push(self.time(self.epoch + pause));
         }
     }
 
@@ -118,6 +128,7 @@ impl Engine {
             }
             moved |= self.transmit(now);
             if !moved {
+                self.stack.check_invariants(&self.pool).unwrap_or_else(|fault| panic!("at {now}: {fault}"));
                 return;
             }
         }
@@ -150,8 +161,10 @@ impl Engine {
                     }
                 }
                 Action::Record(record) => self.records.push(*record),
-                Action::OpenMapping { .. } | Action::CloseMapping { .. } => {}
-                Action::OpenEcho { .. } | Action::CloseEcho { .. } => {}
+                Action::OpenMapping { .. }
+                | Action::CloseMapping { .. }
+                | Action::OpenEcho { .. }
+                | Action::CloseEcho { .. } => {}
             }
         }
         any
@@ -248,10 +261,14 @@ impl Engine {
 
     /// Lets timers run up to `now`.
     pub fn advance(&mut self, now: Instant) {
-        while self.stack.poll_at().is_some_and(|at| at <= now) {
+        for _ in 0..1_000 {
+            if self.stack.poll_at().is_none_or(|at| at > now) {
+                return;
+            }
             self.stack.handle_timeout(&mut Cx { now, pool: &mut self.pool });
             self.settle(now);
         }
+        panic!("the stack asks to be called at {now} over and over");
     }
 }
 
@@ -263,15 +280,16 @@ impl PacketPeer for Engine {
 
     fn poll(&mut self, now: Wall) -> Option<Vec<u8>> {
         let now = self.time(now);
+        self.wake.retain(|&at| at > now);
         self.advance(now);
         self.settle(now);
         self.out.pop_front()
     }
 
     fn poll_at(&mut self) -> Option<Wall> {
-        let at = self.stack.poll_at()?;
-        let since = (at - Instant::from_micros(1_000_000)).total_micros().max(0);
-        Some(self.epoch + std::time::Duration::from_micros(since as u64))
+        let at = self.wake.iter().copied().chain(self.stack.poll_at()).min()?;
+        let since = (at - Instant::from_micros(1_000_000)).total_micros();
+        Some(self.epoch + std::time::Duration::from_micros(since))
     }
 }
 
