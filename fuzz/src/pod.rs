@@ -1,0 +1,55 @@
+//! The pod's side of a connection: it knows where the sequence spaces stand, and may disregard it.
+
+use crate::octet;
+use crate::wire::{Segment, flag};
+
+pub(crate) const CONNECTIONS: u16 = 3;
+
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) port: u16,
+    pub(crate) irs: u32,
+    /// Where the pod would send next if it were honest.
+    pub(crate) next: u32,
+    /// What it would acknowledge.
+    pub(crate) acked: u32,
+    /// Our initial sequence number, once seen.
+    iss: Option<u32>,
+}
+
+impl Connection {
+    pub(crate) fn new(number: u16) -> Self {
+        let irs = u32::MAX - 2_000 * u32::from(number) - 1_000;
+        Self { port: 40_000 + number, irs, next: irs.wrapping_add(1), acked: 0, iss: None }
+    }
+
+    /// The octets the stream has from `seq` on.
+    pub(crate) fn octets(&self, seq: u32, len: usize) -> Vec<u8> {
+        let start = seq.wrapping_sub(self.irs).wrapping_sub(1);
+        (0..len as u32).map(|at| octet(u64::from(start.wrapping_add(at)))).collect()
+    }
+
+    /// Takes a segment of ours; its octets must be those of the upstream at their place.
+    pub(crate) fn see(&mut self, segment: &Segment<'_>) {
+        if segment.flags & flag::SYN != 0 {
+            self.iss = Some(segment.seq);
+            self.acked = segment.seq.wrapping_add(1);
+            assert_eq!(segment.ack, self.irs.wrapping_add(1), "the SYN|ACK is for another SYN");
+            return;
+        }
+        if segment.flags & flag::RST != 0 {
+            return;
+        }
+        let Some(iss) = self.iss else { return };
+        let start = segment.seq.wrapping_sub(iss).wrapping_sub(1);
+        for (at, &found) in segment.payload.iter().enumerate() {
+            let place = u64::from(start.wrapping_add(at as u32));
+            assert_eq!(found, octet(place), "octet {place} for the pod");
+        }
+        let fin = u32::from(segment.flags & flag::FIN != 0);
+        let end = segment.seq.wrapping_add(segment.payload.len() as u32 + fin);
+        if segment.seq == self.acked {
+            self.acked = end;
+        }
+    }
+}
