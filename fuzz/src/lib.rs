@@ -246,7 +246,15 @@ impl World {
 }
 
 fn limits() -> Limits {
-    Limits { flows: 6, pending: 4, half_open: 4, time_wait: 4, udp_mappings: 4, udp_peers: 4, ..Limits::default() }
+    Limits {
+        flows: 6,
+        pending: 4,
+        half_open: 4,
+        time_wait: 4,
+        udp_mappings: 4,
+        udp_peers: 4,
+        ..Limits::default()
+    }
 }
 
 fn policy(default: NodeDefault) -> Arc<WorkloadPolicy> {

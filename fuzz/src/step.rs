@@ -13,18 +13,39 @@ pub enum Step {
     /// A segment that is right but for what the offsets say.
     Segment(SegmentStep),
     /// A SYN with the options a real stack sends, and the ACK of its SYN|ACK.
-    Connect { connection: u8, shift: u8, mss: u16, options: u8, window: u16 },
+    Connect {
+        connection: u8,
+        shift: u8,
+        mss: u16,
+        options: u8,
+        window: u16,
+    },
     /// The honest acknowledgment of all that was seen.
-    Acknowledge { connection: u8, window: u16 },
+    Acknowledge {
+        connection: u8,
+        window: u16,
+    },
     /// The honest next octets, and perhaps the FIN.
-    Send { connection: u8, len: u16, fin: bool },
+    Send {
+        connection: u8,
+        len: u16,
+        fin: bool,
+    },
     Raw(Vec<u8>),
-    Advance { millis: u16, long: bool },
-    Upstream { pick: u8, event: UpstreamStep },
+    Advance {
+        millis: u16,
+        long: bool,
+    },
+    Upstream {
+        pick: u8,
+        event: UpstreamStep,
+    },
     Dial(DialStep),
     /// A connect that waits is answered.
     Answer(DialStep),
-    Policy { allow: bool },
+    Policy {
+        allow: bool,
+    },
 }
 
 #[derive(Arbitrary, Clone, Debug)]
@@ -88,9 +109,7 @@ impl OptionStep {
         match self {
             Self::None => Vec::new(),
             Self::Raw(octets) => octets.clone(),
-            Self::Timestamp(value) => {
-                [&[1, 1, 8, 10][..], &value.to_be_bytes(), &[0; 4]].concat()
-            }
+            Self::Timestamp(value) => [&[1, 1, 8, 10][..], &value.to_be_bytes(), &[0; 4]].concat(),
             Self::Sack(blocks) => {
                 let blocks = &blocks[..blocks.len().min(4)];
                 let mut octets = vec![1, 1, 5, (2 + 8 * blocks.len()) as u8];

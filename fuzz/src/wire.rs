@@ -37,7 +37,15 @@ impl<'a> Segment<'a> {
 }
 
 /// A packet of the pod in front of which stands a virtio header.
-pub(crate) fn tcp(port: u16, seq: u32, ack: u32, flags: u8, window: u16, options: &[u8], payload: &[u8]) -> Vec<u8> {
+pub(crate) fn tcp(
+    port: u16,
+    seq: u32,
+    ack: u32,
+    flags: u8,
+    window: u16,
+    options: &[u8],
+    payload: &[u8],
+) -> Vec<u8> {
     let mut options = options[..options.len().min(40)].to_vec();
     options.resize(options.len().next_multiple_of(4), 0);
     let length = 20 + options.len() + payload.len();
