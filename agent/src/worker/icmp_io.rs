@@ -30,7 +30,7 @@ pub(super) struct EchoSocket {
 impl Pod {
     pub(super) fn open_echo(&mut self, env: &mut Env<'_>, echo: EchoId, destination: IpAddr) {
         let Some(lease) = self.descriptors.lease() else {
-            self.stack.echo_failed(env.now, echo, DialFailure::Failed);
+            self.stack.echo_failed(env.now, echo, DialFailure::Limit);
             return;
         };
         let token = pack(self.index, Source::Echo(echo.slot));

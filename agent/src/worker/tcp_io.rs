@@ -74,7 +74,7 @@ impl Pod {
     /// Connects as `permit` allows; having one is what makes this call possible.
     pub(super) fn connect(&mut self, env: &mut Env<'_>, flow: FlowId, permit: Permit, target: Target) {
         let Some(lease) = self.descriptors.lease() else {
-            self.stack.upstream_failed(&mut env.cx(), flow, DialFailure::Failed);
+            self.stack.upstream_failed(&mut env.cx(), flow, DialFailure::Limit);
             return;
         };
         if !permit.upstream().is_direct() {

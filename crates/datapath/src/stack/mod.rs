@@ -75,6 +75,8 @@ pub enum DialFailure {
     /// The upstream itself misbehaved or refused to carry the flow.
     Failed,
     Unsupported,
+    /// The pod's share of the node's sockets is spent.
+    Limit,
 }
 
 impl DialFailure {
@@ -86,6 +88,7 @@ impl DialFailure {
             Self::TimedOut => CloseReason::TimedOut,
             Self::Failed => CloseReason::UpstreamFailed,
             Self::Unsupported => CloseReason::UpstreamUnsupported,
+            Self::Limit => CloseReason::Limit,
         }
     }
 }
@@ -410,7 +413,7 @@ pub(crate) fn unreachable_for(failure: DialFailure) -> Option<Unreachable> {
         DialFailure::NetworkUnreachable => Some(Unreachable::Network),
         DialFailure::HostUnreachable => Some(Unreachable::Host),
         DialFailure::TimedOut => None,
-        DialFailure::Failed | DialFailure::Unsupported => Some(Unreachable::Prohibited),
+        DialFailure::Failed | DialFailure::Unsupported | DialFailure::Limit => Some(Unreachable::Prohibited),
     }
 }
 

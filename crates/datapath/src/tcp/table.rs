@@ -438,7 +438,7 @@ impl Tcp {
         let unreachable = match failure {
             DialFailure::NetworkUnreachable => Some(Unreachable::Network),
             DialFailure::HostUnreachable => Some(Unreachable::Host),
-            DialFailure::Refused | DialFailure::Failed | DialFailure::Unsupported => {
+            DialFailure::Refused | DialFailure::Failed | DialFailure::Unsupported | DialFailure::Limit => {
                 refuse_syn(sh, &ends, syn.seq);
                 None
             }

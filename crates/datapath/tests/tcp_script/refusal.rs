@@ -17,7 +17,7 @@ fn failed(failure: DialFailure) -> Script {
 
 #[test]
 fn refused_is_a_reset_of_the_syn() {
-    for failure in [DialFailure::Refused, DialFailure::Failed, DialFailure::Unsupported] {
+    for failure in [DialFailure::Refused, DialFailure::Failed, DialFailure::Unsupported, DialFailure::Limit] {
         let mut s = failed(failure);
         s.expect(RST | ACK).seq(0).ack(1).win(0);
         s.gone();
