@@ -3,18 +3,19 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsFd;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
 use rustix::process::Signal;
 use serde_json::Value;
 use tunproxy_ipc::{
-    AttachRequest, Attachment, AttachmentKey, Client, ClientError, ErrorCode, GcRequest, Mode, NamespaceId,
-    PodIdentity, PrepareRequest, Request, Response, Tombstones,
+    AttachRequest, Attachment, AttachmentKey, Client, ClientError, Connection, ErrorCode, GcRequest, Mode,
+    NamespaceId, PodIdentity, PrepareRequest, Request, Response, Tombstones,
 };
 use tunproxy_linux_net::naming::Owner;
 use tunproxy_linux_net::tun::{self, TunSpec};
@@ -120,6 +121,20 @@ fn answer_all(listener: &TcpListener) {
     }
 }
 
+fn ask_for_greeting(mut stream: TcpStream) -> std::io::Result<String> {
+    stream.write_all(b"?")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// A connection to the agent that is nobody's client: it need not wait for an answer.
+fn seqpacket(path: &Path) -> Connection {
+    let socket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+    Connection::from(socket)
+}
+
 /// A pod whose only interface is a TUN, plumbed with `ip`.
 struct Pod {
     namespace: Arc<Namespace>,
@@ -134,7 +149,7 @@ impl Pod {
             key: AttachmentKey { container_id: id.into(), ifname: "eth0".into() },
             network: "net".into(),
             mode: Mode::Standalone,
-            tun_name: "tun0".into(),
+            tun_name: "eth0".into(),
             queues: 2,
             mtu: 1500,
             netns_path: namespace.path(),
@@ -150,6 +165,10 @@ impl Pod {
         Self { namespace, attachment }
     }
 
+    fn key(&self) -> AttachmentKey {
+        self.attachment.key.clone()
+    }
+
     /// What the plugin does on ADD: ask, plumb, attach.
     fn add(&self, lab: &Lab) -> Result<Response, ClientError> {
         let Attachment { key, pod, network, .. } = self.attachment.clone();
@@ -158,34 +177,52 @@ impl Pod {
         let mut client = Client::connect(&lab.path("cni.sock"), Instant::now() + LIMIT)?;
         let Response::Settings(settings) = client.call(&Request::Prepare(prepare), &[])? else { panic!() };
         assert_eq!((settings.enrolled, settings.queues), (true, 2));
+        let fds = self.plumb();
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        client.call(&Request::Attach(AttachRequest { attachment: self.attachment.clone() }), &fds)
+    }
+
+    /// An ADD that is killed when it has sent its Attach: the agent is stopped meanwhile, so that it cannot have answered.
+    fn add_and_die(&self, lab: &Lab, agent: &Background) {
+        let fds = self.plumb();
+        agent.signal(Signal::STOP).unwrap();
+        let plugin = seqpacket(&lab.path("cni.sock"));
+        let request = Request::Attach(AttachRequest { attachment: self.attachment.clone() });
+        plugin.send_request(&request, &fds.iter().map(AsFd::as_fd).collect::<Vec<_>>()).unwrap();
+        drop(plugin);
+        agent.signal(Signal::CONT).unwrap();
+    }
+
+    /// The namespace and the queues of its TUN.
+    fn plumb(&self) -> Vec<OwnedFd> {
         let netns = NetNs::open(&self.namespace.path()).unwrap();
         let tun = netns.run(|| self.open_tun()).unwrap();
-        let fds: Vec<_> = [netns.as_fd()].into_iter().chain(tun.queues.iter().map(AsFd::as_fd)).collect();
-        client.call(&Request::Attach(AttachRequest { attachment: self.attachment.clone() }), &fds)
+        [netns.as_fd().try_clone_to_owned().unwrap()].into_iter().chain(tun.queues).collect()
     }
 
     fn open_tun(&self) -> tunproxy_linux_net::Tun {
         let mut netlink = Netlink::open().unwrap();
-        if netlink.link("tun0").unwrap().is_some() {
-            return tun::reopen(&mut netlink, "tun0", 2).unwrap();
+        if netlink.link("eth0").unwrap().is_some() {
+            return tun::reopen(&mut netlink, "eth0", 2).unwrap();
         }
         let owner = Owner { container_id: self.attachment.key.container_id.clone(), ifname: "eth0".into() };
-        let spec = TunSpec { name: "tun0", queues: 2, mtu: 1500, persistent: Some(&owner) };
+        let spec = TunSpec { name: "eth0", queues: 2, mtu: 1500, persistent: Some(&owner) };
         let tun = tun::create(&mut netlink, &spec).unwrap();
-        for line in ["link set tun0 up", "addr add 10.244.0.9/32 dev tun0", "route add default dev tun0"] {
+        for line in ["link set eth0 up", "addr add 10.244.0.9/32 dev eth0", "route add default dev eth0"] {
             self.namespace.ip(line).unwrap();
         }
         tun
     }
 
+    fn connect(&self) -> std::io::Result<TcpStream> {
+        let stream = self.namespace.tcp_connect(web(), LIMIT)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        Ok(stream)
+    }
+
     /// What the pod's program sees of the web server.
     fn fetch(&self) -> std::io::Result<String> {
-        let mut stream = self.namespace.tcp_connect(web(), LIMIT)?;
-        stream.set_read_timeout(Some(LIMIT))?;
-        stream.write_all(b"?")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
+        ask_for_greeting(self.connect()?)
     }
 
     fn is_refused(&self) -> bool {
@@ -214,15 +251,15 @@ fn a_pod_is_served_over_restarts_until_it_is_detached() {
     );
     agent = lab.agent();
     assert_eq!(pod.fetch().unwrap(), "hello", "served again without the plugin");
-    let check = lab.ask(&Request::Check(pod.attachment.key.clone())).unwrap();
+    let check = lab.ask(&Request::Check(pod.key())).unwrap();
     assert!(matches!(check, Response::Checked(checked) if checked.ok));
 
     for _ in 0..2 {
-        assert_eq!(lab.ask(&Request::Detach(pod.attachment.key.clone())).unwrap(), Response::Detached);
+        assert_eq!(lab.ask(&Request::Detach(pod.key())).unwrap(), Response::Detached);
     }
     assert_eq!(lab.kept(), 0);
     assert!(lab.status()["pods"].as_array().unwrap().is_empty());
-    let check = lab.ask(&Request::Check(pod.attachment.key.clone())).unwrap();
+    let check = lab.ask(&Request::Check(pod.key())).unwrap();
     assert!(matches!(check, Response::Checked(checked) if !checked.ok));
 
     agent.signal(Signal::TERM).unwrap();
@@ -231,6 +268,76 @@ fn a_pod_is_served_over_restarts_until_it_is_detached() {
     let flows = fs::read_to_string(lab.path("flows.jsonl")).unwrap();
     let flow: Value = serde_json::from_str(flows.lines().next().unwrap()).unwrap();
     assert_eq!((&flow["pod"]["name"], &flow["verdict"]), (&"c1".into(), &"allowed".into()));
+}
+
+#[test]
+fn a_repeated_attach_takes_over_the_queues_and_leaves_the_flows() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let agent = lab.agent();
+    let pod = Pod::create(&lab, "c1");
+    pod.add(&lab).unwrap();
+    let stream = pod.connect().unwrap();
+    // More often than the kernel has queues for: the old ones are really closed.
+    for _ in 0..200 {
+        assert_eq!(pod.add(&lab).unwrap(), Response::Attached);
+    }
+    assert_eq!(ask_for_greeting(stream).unwrap(), "hello", "the flow of before goes on");
+    assert_eq!(pod.fetch().unwrap(), "hello");
+    assert_eq!(lab.status()["pods"].as_array().unwrap().len(), 1);
+
+    pod.add_and_die(&lab, &agent);
+    wait::until_true("the repeated attach", LIMIT, || agent.log().matches("attached again").count() == 201)
+        .unwrap();
+    assert_eq!(pod.fetch().unwrap(), "hello", "a repeated ADD that is killed leaves the pod as it was");
+
+    // What the pod is has changed: its flows belong to another pod now, and end.
+    let stream = pod.connect().unwrap();
+    let mut renamed = pod;
+    renamed.attachment.pod.name = "c1b".into();
+    renamed.add(&lab).unwrap();
+    assert!(ask_for_greeting(stream).is_err(), "the flow of another identity ends");
+    assert_eq!(renamed.fetch().unwrap(), "hello");
+}
+
+#[test]
+fn an_attach_whose_plugin_was_killed_does_not_stay_behind_its_del() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let agent = lab.agent();
+    let pod = Pod::create(&lab, "c1");
+    // The DEL was faster: its connection was served before that of the ADD.
+    assert_eq!(lab.ask(&Request::Detach(pod.key())).unwrap(), Response::Detached);
+    pod.add_and_die(&lab, &agent);
+    wait::until_true("the late attach to be taken back", LIMIT, || agent.log().contains("taken back"))
+        .unwrap();
+    let check = lab.ask(&Request::Check(pod.key())).unwrap();
+    assert!(matches!(check, Response::Checked(checked) if !checked.ok));
+    assert_eq!(lab.kept(), 0, "nor does it stay on disk");
+    assert_eq!(pod.add(&lab).unwrap(), Response::Attached, "the next ADD is like any other");
+    assert_eq!(pod.fetch().unwrap(), "hello");
+}
+
+#[test]
+fn a_collected_pod_that_lives_on_loses_its_plumbing() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let _agent = lab.agent();
+    let [stale, valid] = ["c1", "c2"].map(|id| Pod::create(&lab, id));
+    for pod in [&stale, &valid] {
+        pod.add(&lab).unwrap();
+    }
+    let request = Request::Gc(GcRequest { network: "net".into(), valid: vec![valid.key()] });
+    assert_eq!(lab.ask(&request).unwrap(), Response::Collected { removed: vec![stale.key()] });
+    assert!(!stale.namespace.ip("-o link").unwrap().contains("eth0"), "the TUN is gone with the attachment");
+    assert!(valid.namespace.ip("-o link").unwrap().contains("eth0"));
+    assert_eq!(valid.fetch().unwrap(), "hello");
 }
 
 #[test]
@@ -307,15 +414,15 @@ fn what_went_away_is_forgotten_however_it_went() {
     for pod in [&buried, &vanished, &collected] {
         pod.add(&lab).unwrap();
     }
-    let valid = vec![buried.attachment.key.clone(), vanished.attachment.key.clone()];
+    let valid = vec![buried.key(), vanished.key()];
     let other = GcRequest { network: "other".into(), valid: Vec::new() };
     assert_eq!(lab.ask(&Request::Gc(other)).unwrap(), Response::Collected { removed: Vec::new() });
-    let removed = vec![collected.attachment.key.clone()];
+    let removed = vec![collected.key()];
     let request = Request::Gc(GcRequest { network: "net".into(), valid });
     assert_eq!(lab.ask(&request).unwrap(), Response::Collected { removed });
 
     agent.kill().unwrap();
-    Tombstones::new(&lab.path("plugin")).write(&buried.attachment.key).unwrap();
+    Tombstones::new(&lab.path("plugin")).write(&buried.key()).unwrap();
     drop(vanished);
     let _agent = lab.agent();
     assert_eq!(lab.kept(), 0);
@@ -332,7 +439,7 @@ fn another_pod_under_a_living_key_and_foreign_descriptors_are_refused() {
     let pod = Pod::create(&lab, "c1");
     pod.add(&lab).unwrap();
     let mut other = Pod::create(&lab, "c2");
-    other.attachment.key = pod.attachment.key.clone();
+    other.attachment.key = pod.key();
     let ClientError::Refused(failure) = other.add(&lab).unwrap_err() else { panic!() };
     assert_eq!(failure.code, ErrorCode::Conflict);
     assert_eq!(pod.fetch().unwrap(), "hello", "the first is not disturbed");

@@ -9,7 +9,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Semaphore, watch};
 use tunproxy_ipc::{Connection, ErrorCode, Failure, FrameError, Listener, Packet, Response};
 
-use super::pods::Pods;
+use super::pods::{Answer, Pods};
 
 /// Plugins served at once; more wait in the kernel's backlog.
 const CONNECTIONS: usize = 256;
@@ -70,35 +70,44 @@ async fn converse(connection: Connection, pods: Arc<Pods>) -> io::Result<()> {
         if packet.is_end() {
             return Ok(());
         }
-        let response = answer(packet, pods.clone()).await;
-        connection
+        let Answer { response, unconfirmed } = answer(packet, pods.clone()).await;
+        let sent = connection
             .async_io(tokio::io::Interest::WRITABLE, |connection| connection.send_response(&response))
-            .await?;
+            .await;
+        if let (Err(_), Some(unconfirmed)) = (&sent, unconfirmed) {
+            let pods = pods.clone();
+            tokio::task::spawn_blocking(move || pods.abandon(&unconfirmed)).await?;
+        }
+        sent?;
     }
 }
 
 /// Attachments touch the disk and other namespaces: off the async threads with them.
-async fn answer(packet: Packet, pods: Arc<Pods>) -> Response {
+async fn answer(packet: Packet, pods: Arc<Pods>) -> Answer {
     let request = match packet.request() {
         Ok(request) => request,
-        Err(error) => return Response::Error(malformed(&error)),
+        Err(error) => return failed(malformed(&error)),
     };
     let handled = tokio::task::spawn_blocking(move || pods.handle(request, packet.fds)).await;
     match handled {
-        Ok(Ok(response)) => response,
+        Ok(Ok(answer)) => answer,
         Ok(Err(failure)) => {
             tracing::warn!(
                 message = failure.message,
                 code = failure.code.as_str(),
                 "a plugin's request failed"
             );
-            Response::Error(failure)
+            failed(failure)
         }
-        Err(error) => Response::Error(Failure {
+        Err(error) => failed(Failure {
             code: ErrorCode::Internal,
             message: format!("the agent failed while it served the request: {error}; see its log"),
         }),
     }
+}
+
+fn failed(failure: Failure) -> Answer {
+    Answer { response: Response::Error(failure), unconfirmed: None }
 }
 
 /// Both types own their descriptor and never replace it, which is what `AsyncFd::register` asks its caller to promise

@@ -4,6 +4,7 @@
 //! disk, datapath and table the same for all.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +13,8 @@ use tunproxy_ipc::{
     AttachRequest, Attachment, AttachmentKey, Checked, ErrorCode, Failure, GcRequest, InterfaceAddress,
     PodIdentity, PrepareRequest, Request, Response, Settings, Status, Tombstones,
 };
+use tunproxy_linux_net::naming::Owner;
+use tunproxy_linux_net::steering;
 use tunproxy_policy::Workload;
 
 use super::presence::{Presence, check_descriptors, namespace_of, reopen};
@@ -64,6 +67,20 @@ enum State {
     Broken(String),
 }
 
+/// What the plugin is told, and what to hand to [`Pods::abandon`] where it cannot be told.
+#[derive(Debug)]
+pub struct Answer {
+    pub response: Response,
+    pub unconfirmed: Option<Unconfirmed>,
+}
+
+/// An attachment that was not there before and that its plugin has not heard of.
+#[derive(Debug)]
+pub struct Unconfirmed {
+    key: AttachmentKey,
+    id: PodId,
+}
+
 /// One attachment for the status page.
 #[derive(Debug)]
 pub struct PodStatus {
@@ -85,18 +102,33 @@ impl Pods {
     }
 
     /// Answers one request of the plugin. Blocks on the disk and on other namespaces.
-    pub fn handle(&self, request: Request, fds: Vec<OwnedFd>) -> Result<Response, Failure> {
-        match request {
-            Request::Prepare(request) => self.prepare(&request).map(Response::Settings),
+    pub fn handle(&self, request: Request, fds: Vec<OwnedFd>) -> Result<Answer, Failure> {
+        let response = match request {
+            Request::Prepare(request) => Response::Settings(self.prepare(&request)?),
             Request::Attach(AttachRequest { attachment }) => {
-                self.attach(attachment, fds).map(|()| Response::Attached)
+                let unconfirmed = self.attach(attachment, fds)?;
+                return Ok(Answer { response: Response::Attached, unconfirmed });
             }
             Request::Detach(key) => {
-                self.detach(&key).map(|_| Response::Detached).map_err(|error| from_store(&error))
+                self.detach(&key).map_err(|error| from_store(&error))?;
+                Response::Detached
             }
-            Request::Gc(request) => Ok(Response::Collected { removed: self.collect(&request) }),
-            Request::Check(key) => Ok(Response::Checked(self.check(&key))),
-            Request::Status => Ok(Response::Status(self.status())),
+            Request::Gc(request) => Response::Collected { removed: self.collect(&request) },
+            Request::Check(key) => Response::Checked(self.check(&key)),
+            Request::Status => Response::Status(self.status()),
+        };
+        Ok(Answer { response, unconfirmed: None })
+    }
+
+    /// Takes back an attachment whose plugin is gone. The DEL that follows a killed ADD may have been answered already,
+    /// over another connection; nobody else would ever come for this one.
+    pub fn abandon(&self, unconfirmed: &Unconfirmed) {
+        let Unconfirmed { key, id } = unconfirmed;
+        let mut table = self.lock();
+        let same = |pod: &Pod| matches!(pod.state, State::Served(served) if served == *id);
+        if table.pods.get(key).is_some_and(same) {
+            tracing::warn!(%key, "the plugin ended before it heard of its attachment: taken back");
+            self.forget_quietly(&mut table, key);
         }
     }
 
@@ -213,7 +245,9 @@ impl Pods {
         })
     }
 
-    fn attach(&self, attachment: Attachment, mut fds: Vec<OwnedFd>) -> Result<(), Failure> {
+    /// Serves the pod. A repeated ADD leaves an attachment that stays whatever becomes of its plugin: the pod was running
+    /// before.
+    fn attach(&self, attachment: Attachment, mut fds: Vec<OwnedFd>) -> Result<Option<Unconfirmed>, Failure> {
         let queues = check_descriptors(&attachment, &mut fds)?;
         let mut table = self.lock();
         refuse_conflict(&table, &attachment)?;
@@ -223,20 +257,27 @@ impl Pods {
             tracing::warn!(%error, "a stale tombstone stays");
         }
         let key = attachment.key.clone();
-        if let Err(error) = self.serve(&mut table, attachment, queues) {
-            // Nothing may stay behind: the plugin takes the pod's plumbing down again.
-            self.forget_quietly(&mut table, &key);
-            return Err(Failure {
-                code: ErrorCode::Internal,
-                message: format!("the datapath cannot serve the pod: {error}"),
-            });
+        if let Some((pod, id)) = served_alike(&mut table, &attachment) {
+            self.workers.replace_queues(id, queues).map_err(|error| not_served(&error))?;
+            pod.attachment = attachment;
+            tracing::info!(%key, pod = %name_of(&pod.workload), "attached again; its flows go on");
+            return Ok(None);
         }
+        let repeated = table.pods.contains_key(&key);
+        let id = match self.serve(&mut table, attachment, queues) {
+            Ok(id) => id,
+            Err(error) => {
+                // Nothing may stay behind: the plugin takes the pod's plumbing down again.
+                self.forget_quietly(&mut table, &key);
+                return Err(not_served(&error));
+            }
+        };
         tracing::info!(%key, pod = %name_of(&table.pods[&key].workload), "attached");
-        Ok(())
+        Ok((!repeated).then_some(Unconfirmed { key, id }))
     }
 
     /// Hands the queues to the datapath, in the place of what was served under the key before.
-    fn serve(&self, table: &mut Table, attachment: Attachment, queues: Vec<OwnedFd>) -> std::io::Result<()> {
+    fn serve(&self, table: &mut Table, attachment: Attachment, queues: Vec<OwnedFd>) -> io::Result<PodId> {
         let workload = Arc::new(workload_of(&attachment.pod));
         if let Some(Pod { state: State::Served(old), .. }) = table.pods.remove(&attachment.key) {
             self.workers.detach(old);
@@ -255,7 +296,7 @@ impl Pods {
             dns_alias: None,
         })?;
         table.pods.insert(attachment.key.clone(), Pod { attachment, workload, state: State::Served(id) });
-        Ok(())
+        Ok(id)
     }
 
     fn restore_one(&self, table: &mut Table, attachment: Attachment) {
@@ -269,7 +310,7 @@ impl Pods {
             Presence::Unknown(problem) => problem,
             Presence::There(namespace) => match reopen(&namespace, &attachment) {
                 Ok(queues) => match self.serve(table, attachment.clone(), queues) {
-                    Ok(()) => {
+                    Ok(_) => {
                         tracing::info!(%key, "served again");
                         return;
                     }
@@ -324,19 +365,30 @@ impl Pods {
         keys
     }
 
+    /// Drops what the runtime does not know any more. Where the pod's namespace lives on, its plumbing goes too: no DEL
+    /// will come for it, and a TUN that nobody serves would keep the pod from every network it may be given next.
     fn collect(&self, request: &GcRequest) -> Vec<AttachmentKey> {
+        let stale = self.forget_stale(request);
+        // Not under the lock: taking a device down waits for the kernel.
+        for attachment in &stale {
+            if let Presence::There(namespace) = namespace_of(attachment)
+                && let Err(error) = steering::unplumb(&namespace, &owner_of(&attachment.key))
+            {
+                tracing::warn!(%error, key = %attachment.key, "the plumbing of a stale attachment stays in its pod");
+            }
+        }
+        stale.into_iter().map(|attachment| attachment.key).collect()
+    }
+
+    fn forget_stale(&self, request: &GcRequest) -> Vec<Attachment> {
         let mut table = self.lock();
-        let stale: Vec<AttachmentKey> = table
-            .pods
-            .values()
-            .map(|pod| &pod.attachment)
-            .filter(|attachment| {
-                attachment.network == request.network && !request.valid.contains(&attachment.key)
-            })
-            .map(|attachment| attachment.key.clone())
-            .collect();
-        for key in &stale {
-            self.forget_quietly(&mut table, key);
+        let is_stale = |attachment: &&Attachment| {
+            attachment.network == request.network && !request.valid.contains(&attachment.key)
+        };
+        let stale: Vec<Attachment> =
+            table.pods.values().map(|pod| &pod.attachment).filter(is_stale).cloned().collect();
+        for attachment in &stale {
+            self.forget_quietly(&mut table, &attachment.key);
         }
         stale
     }
@@ -378,6 +430,23 @@ fn refuse_conflict(table: &Table, attachment: &Attachment) -> Result<(), Failure
             known.attachment.netns_path.display()
         ),
     })
+}
+
+/// The pod that is served under this key, if all but the queues is as `attachment` says.
+fn served_alike<'a>(table: &'a mut Table, attachment: &Attachment) -> Option<(&'a mut Pod, PodId)> {
+    let pod = table.pods.get_mut(&attachment.key)?;
+    let State::Served(id) = pod.state else { return None };
+    // Their number is the agent's own choice, which another configuration may have changed.
+    let alike = Attachment { queues: attachment.queues, ..pod.attachment.clone() } == *attachment;
+    alike.then_some((pod, id))
+}
+
+fn owner_of(key: &AttachmentKey) -> Owner {
+    Owner { container_id: key.container_id.clone(), ifname: key.ifname.clone() }
+}
+
+fn not_served(error: &io::Error) -> Failure {
+    Failure { code: ErrorCode::Internal, message: format!("the datapath cannot serve the pod: {error}") }
 }
 
 fn workload_of(pod: &PodIdentity) -> Workload {

@@ -207,6 +207,11 @@ impl EventLoop {
                     self.detach(own, now, id);
                     let _ = answer.send(());
                 }
+                Command::ReplaceQueues(id, queues, answer) => {
+                    let mut result = Err(io::Error::other("the pod is not served"));
+                    self.with_pod_by_id(own, now, id, |pod, env, _| result = pod.replace_queues(env, queues));
+                    let _ = answer.send(result);
+                }
                 Command::SetPolicy(id, policy, resolvers) => {
                     self.with_pod_by_id(own, now, id, |pod, env, _| pod.set_policy(env, policy, resolvers));
                 }

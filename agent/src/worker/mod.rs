@@ -115,6 +115,7 @@ impl Drop for Completion {
 enum Command {
     Attach(Box<PodConfig>, Sender<io::Result<()>>),
     Detach(PodId, Sender<()>),
+    ReplaceQueues(PodId, Vec<OwnedFd>, Sender<io::Result<()>>),
     SetPolicy(PodId, Arc<WorkloadPolicy>, Arc<[IpAddr]>),
     Snapshot(Sender<Vec<PodSnapshot>>),
     Dialed { pod: PodId, flow: FlowId, result: Result<OwnedFd, DialFailure> },
@@ -185,6 +186,14 @@ impl Workers {
         let (answer, wait) = mpsc::channel();
         self.worker_of(pod).send(Command::Detach(pod, answer));
         let _ = wait.recv();
+    }
+
+    /// Serves the pod's TUN through other queues of it; the flows go on. What waits in the old ones is lost, as in a queue
+    /// that overflows. On an error the old ones stay.
+    pub fn replace_queues(&self, pod: PodId, queues: Vec<OwnedFd>) -> io::Result<()> {
+        let (answer, wait) = mpsc::channel();
+        self.worker_of(pod).send(Command::ReplaceQueues(pod, queues, answer));
+        wait.recv().map_err(|_| io::Error::other("the worker has ended"))?
     }
 
     /// Puts another policy, and other trusted resolvers, in force; what is no longer allowed is reset.

@@ -47,7 +47,8 @@ pub(super) struct Pod {
     pub(super) index: usize,
     pub(super) id: PodId,
     pub(super) stack: Stack,
-    pub(super) queues: Vec<Queue>,
+    queues: Vec<Queue>,
+    vnet_header: bool,
     pub(super) flows: Vec<Option<FlowSocket>>,
     pub(super) mappings: Vec<Option<UdpSocket>>,
     pub(super) echoes: Vec<Option<EchoSocket>>,
@@ -81,16 +82,12 @@ impl Pod {
             policy: config.policy,
             seed,
         });
-        let mut queues = Vec::new();
-        for (number, fd) in config.queues.into_iter().enumerate() {
-            register(registry, &fd, pack(index, Source::Tun(number as u16)), Interest::READABLE)?;
-            queues.push(Queue::new(fd, config.vnet_header));
-        }
         Ok(Self {
             index,
             id: config.id,
             stack,
-            queues,
+            queues: open_queues(registry, index, config.queues, config.vnet_header)?,
+            vnet_header: config.vnet_header,
             flows: Vec::new(),
             mappings: Vec::new(),
             echoes: Vec::new(),
@@ -226,6 +223,15 @@ impl Pod {
         self.drain(env);
     }
 
+    /// See [`super::Workers::replace_queues`].
+    pub(super) fn replace_queues(&mut self, env: &mut Env<'_>, queues: Vec<OwnedFd>) -> io::Result<()> {
+        let new = open_queues(env.registry, self.index, queues, self.vnet_header)?;
+        let old = mem::replace(&mut self.queues, new);
+        close_queues(env.registry, old);
+        self.drain(env);
+        Ok(())
+    }
+
     pub(super) fn handle_timeout(&mut self, env: &mut Env<'_>) {
         self.stack.handle_timeout(&mut env.cx());
         self.drain(env);
@@ -235,6 +241,7 @@ impl Pod {
     pub(super) fn close(mut self, env: &mut Env<'_>) {
         self.stack.close(&mut env.cx());
         self.drain(env);
+        close_queues(env.registry, self.queues);
     }
 
     /// The address a mapping's datagram came from does not matter to the caller; its headers do.
@@ -244,6 +251,33 @@ impl Pod {
         {
             queue.write(head, payload);
         }
+    }
+}
+
+/// All of them, or none is left registered.
+fn open_queues(
+    registry: &Registry,
+    index: usize,
+    fds: Vec<OwnedFd>,
+    vnet_header: bool,
+) -> io::Result<Vec<Queue>> {
+    let mut queues = Vec::with_capacity(fds.len());
+    for (number, fd) in fds.into_iter().enumerate() {
+        let token = pack(index, Source::Tun(number as u16));
+        if let Err(error) = register(registry, &fd, token, Interest::READABLE) {
+            close_queues(registry, queues);
+            return Err(error);
+        }
+        queues.push(Queue::new(fd, vnet_header));
+    }
+    Ok(queues)
+}
+
+/// Whoever sent the descriptors may hold them still; epoll would go on telling of them under this pod's tokens.
+fn close_queues(registry: &Registry, queues: Vec<Queue>) {
+    for queue in queues {
+        // Fails only for what is not registered.
+        let _ = registry.deregister(&mut SourceFd(&queue.as_fd().as_raw_fd()));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reading and writing packets of a TUN.
 
 use std::io::IoSlice;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::{Errno, read, writev};
 use tunproxy_datapath::{PacketBuf, vnet};
@@ -18,6 +18,10 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn new(fd: OwnedFd, vnet_header: bool) -> Self {
         Self { fd, vnet_header, readable: true }
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// Reads one packet behind a virtio header; `false`: there is none.
