@@ -235,7 +235,7 @@ fn a_retransmitted_segment_measures_nothing() {
     s.upstream_sends(b"second");
     s.all();
     let again = s.wait(secs(2));
-    assert!(again >= ms(200) && again <= ms(450), "{again}");
+    assert!(again >= ms(200) && again <= ms(210), "{again}: the ambiguous round trip counted");
 }
 
 #[test]

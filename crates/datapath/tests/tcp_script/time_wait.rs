@@ -123,6 +123,8 @@ fn a_syn_with_fin_opens_nothing() {
     s.pod(seg(SYN | FIN, 5_000, 0));
     assert!(s.all().iter().all(|seen| !seen.has(SYN)));
     assert_eq!(s.flows(), 0);
+    s.pod(fin(1, 2));
+    s.expect(ACK).seq(2).ack(2);
 }
 
 #[test]
