@@ -57,7 +57,10 @@ fn chained(context: &Context<'_>, invocation: &Invocation, log: &Log) -> Result<
     let plumbed = steering::plumb_chained(&namespace, &chained_plan(invocation, &settings))
         .map_err(PluginError::from)
         .inspect_err(undo)?;
-    agent.attach(config, invocation, &namespace, &plumbed).inspect_err(undo)?;
+    let attached = agent.attach(config, invocation, &namespace, &plumbed);
+    // The agent takes back what it cannot tell anybody: this connection ends before another one asks to detach.
+    drop(agent);
+    attached.inspect_err(undo)?;
     log.line("attached");
     Ok(answer)
 }
@@ -84,7 +87,10 @@ fn standalone(
     let plan = standalone_plan(invocation, &settings, lease.addresses);
     let plumbed =
         steering::plumb_standalone(&namespace, &plan).map_err(PluginError::from).inspect_err(undo)?;
-    agent.attach(config, invocation, &namespace, &plumbed).inspect_err(undo)?;
+    let attached = agent.attach(config, invocation, &namespace, &plumbed);
+    // The agent takes back what it cannot tell anybody: this connection ends before another one asks to detach.
+    drop(agent);
+    attached.inspect_err(undo)?;
     log.line("attached");
     let (ifname, addresses) = (&invocation.key.ifname, &plumbed.addresses);
     Ok(document::standalone(config.version, ifname, namespace.path(), addresses, lease.dns.as_ref())
