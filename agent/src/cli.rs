@@ -87,9 +87,8 @@ Examples:
 pub struct ExecArgs {
     #[command(flatten)]
     pub policy: PolicyArgs,
-    /// Record each flow in FILE, one JSON line each (- is standard output).
-    #[arg(long, value_name = "FILE")]
-    pub log: Option<PathBuf>,
+    #[command(flatten)]
+    pub record: RecordArgs,
     /// Do not list refused flows at the end.
     #[arg(long, short)]
     pub quiet: bool,
@@ -129,12 +128,22 @@ pub struct TunArgs {
     pub mark: u32,
     #[command(flatten)]
     pub policy: PolicyArgs,
-    /// Record each flow in FILE, one JSON line each (- is standard output).
-    #[arg(long, value_name = "FILE")]
-    pub log: Option<PathBuf>,
+    #[command(flatten)]
+    pub record: RecordArgs,
     /// How much to say on standard error: error, warn, info, debug, trace.
     #[arg(long, default_value = "info", value_name = "FILTER", env = "TUNPROXY_LOG_LEVEL")]
     pub log_level: String,
+}
+
+/// What is written down about flows.
+#[derive(Clone, Debug, Args)]
+pub struct RecordArgs {
+    /// Record each flow in FILE when it ends, one JSON line each (- is standard output).
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Write a line when a flow begins too: one without `time`, `close` and counts.
+    #[arg(long, requires = "log")]
+    pub log_begin: bool,
 }
 
 /// Which policy holds, and for whom.

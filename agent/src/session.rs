@@ -15,9 +15,11 @@ use crate::config::{self, Resolver};
 use crate::flowlog::{FlowLog, Output};
 use crate::policies::{DocumentWatch, Outcome, Policies, Reload, follow};
 use crate::upstream::Upstreams;
-use crate::worker::{Dialer, FlowSink, PodConfig, PodId, Workers, WorkersConfig};
+use crate::worker::{Dialer, FlowSink, PodConfig, PodId, Workers, WorkersConfig, raise_descriptor_limit};
 
 const ID: PodId = PodId(1);
+/// Connects through upstreams under way.
+const DIALS: usize = 4_096;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// The policies of a command line, read and found good.
@@ -35,6 +37,8 @@ pub struct Wire {
     pub addresses: Vec<IpAddr>,
     pub mtu: u16,
     pub dns_alias: Option<DnsAlias>,
+    /// Record flows when they begin too.
+    pub record_begin: bool,
     /// `SO_MARK` of the upstream sockets.
     pub mark: Option<u32>,
 }
@@ -82,12 +86,19 @@ impl Session {
             .enable_all()
             .build()
             .context("the control thread cannot be started")?;
-        let upstreams = Arc::new(Upstreams::new(runtime.handle().clone(), wire.mark));
+        let upstreams = Arc::new(Upstreams::new(runtime.handle().clone(), wire.mark, DIALS));
         if let Some(generation) = governed.policies.current() {
             upstreams.replace(&generation.upstreams);
         }
-        let config = WorkersConfig { workers: wire.queues.len(), limits: Limits::default(), mark: wire.mark };
+        let config = WorkersConfig {
+            workers: wire.queues.len(),
+            limits: Limits::default(),
+            record_begin: wire.record_begin,
+            mark: wire.mark,
+        };
         let dialer: Arc<dyn Dialer> = upstreams.clone();
+        // The command was started before and keeps the limit it was given.
+        raise_descriptor_limit();
         let workers = Workers::start(&config, &dialer, sink).context("the datapath cannot be started")?;
         let workers = Arc::new(workers);
         let pod = PodConfig {

@@ -28,7 +28,7 @@ const SETUP_ADDRESSES: [&str; 2] = ["198.19.254.1/30", "fdb4:7c1e:52a9:1::1/64"]
 pub fn run(args: &TunArgs, no_color: bool) -> anyhow::Result<ExitCode> {
     logging::start(&args.log_level, LogFormat::Text, no_color)?;
     let governed = Governed::read(&args.policy, None)?;
-    let log = open_log(args.log.as_deref())?;
+    let log = open_log(args.record.log.as_deref())?;
     let mut device = Device::open(args)?;
     let wire = Wire {
         queues: std::mem::take(&mut device.queues),
@@ -37,6 +37,7 @@ pub fn run(args: &TunArgs, no_color: bool) -> anyhow::Result<ExitCode> {
         addresses: Vec::new(),
         mtu: device.mtu,
         dns_alias: None,
+        record_begin: args.record.log_begin,
         mark: device.set_up.is_some().then_some(args.mark),
     };
     let sink: Arc<dyn FlowSink> = Arc::new(Recorder::new(log));

@@ -195,6 +195,13 @@ pub static KEYS: &[Key] = &[
         |config| vec![config.limits.udp_mappings_per_pod.to_string()],
     ),
     Key::scalar(
+        "limits.dials",
+        "COUNT",
+        "Connects through proxies under way, of all pods; one pod has at most half of them",
+        set!(limits.dials = |raw| raw.count(1..=100_000)),
+        |config| vec![config.limits.dials.to_string()],
+    ),
+    Key::scalar(
         "limits.memory",
         "SIZE",
         "Packet buffers of the whole agent",
@@ -207,6 +214,13 @@ pub static KEYS: &[Key] = &[
         "Where flows are recorded, one JSON line each: a file, stdout or none",
         set!(flow_log.destination = parse_destination),
         |config| vec![config.flow_log.destination.to_string()],
+    ),
+    Key::scalar(
+        "flowLog.begin",
+        "BOOL",
+        "true: a line when a flow begins too, one without time, close and counts",
+        set!(flow_log.begin = Raw::boolean),
+        |config| vec![config.flow_log.begin.to_string()],
     ),
     Key::scalar(
         "flowLog.rotate",

@@ -90,12 +90,16 @@ pub struct Limits {
     pub flows_per_pod: usize,
     pub pending_per_pod: usize,
     pub udp_mappings_per_pod: usize,
+    /// Connects through proxies under way.
+    pub dials: usize,
     pub memory: ByteSize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowLog {
     pub destination: LogDestination,
+    /// Record flows when they begin too.
+    pub begin: bool,
     pub rotate: ByteSize,
     pub keep: usize,
 }
@@ -180,10 +184,12 @@ impl Default for Config {
                 flows_per_pod: 10_000,
                 pending_per_pod: 512,
                 udp_mappings_per_pod: 4_096,
+                dials: 4_096,
                 memory: ByteSize::mebibytes(256),
             },
             flow_log: FlowLog {
                 destination: LogDestination::File("/var/log/tunproxy/flows.jsonl".into()),
+                begin: false,
                 rotate: ByteSize::mebibytes(64),
                 keep: 4,
             },

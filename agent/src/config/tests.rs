@@ -177,6 +177,7 @@ const MISTAKES: &[(&str, &[&str])] = &[
         ],
     ),
     ("limits: {memory: 1Ki}", &["agent.yaml:1: limits.memory: \"1Ki\" is out of range (16Mi to 1024Gi)"]),
+    ("flowLog: {begin: yes}", &["agent.yaml:1: flowLog.begin: \"yes\" is neither true nor false"]),
     (
         "flowLog: {path: flows}",
         &["agent.yaml:1: flowLog.path: \"flows\" is not an absolute path, stdout or none"],

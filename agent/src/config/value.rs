@@ -72,6 +72,14 @@ impl Raw {
         })
     }
 
+    pub(super) fn boolean(&self) -> Result<bool, Wrong> {
+        match self.text()?.as_str() {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            text => Err(format!("{text:?} is neither true nor false")),
+        }
+    }
+
     pub(super) fn size(&self, range: RangeInclusive<ByteSize>) -> Result<ByteSize, Wrong> {
         let text = self.text()?;
         let size: ByteSize = text.parse().map_err(|wrong| format!("{text:?} {wrong}"))?;

@@ -1,39 +1,8 @@
-//! Amounts and durations as Kubernetes documents write them.
+//! Durations as Kubernetes documents write them.
 
 use std::time::Duration;
 
 use crate::yaml::{Cursor, Value};
-
-const UNITS: [(&str, u64); 8] = [
-    ("Ki", 1 << 10),
-    ("Mi", 1 << 20),
-    ("Gi", 1 << 30),
-    ("Ti", 1 << 40),
-    ("k", 1_000),
-    ("M", 1_000_000),
-    ("G", 1_000_000_000),
-    ("T", 1_000_000_000_000),
-];
-
-/// A positive number of bytes, plain or with a unit.
-pub(super) fn bytes(place: &Cursor<'_>) -> Option<u64> {
-    const SHAPE: &str = "is not a number of bytes (as in 500k or 10Mi, at least 1)";
-    let (Value::Number(text) | Value::Text(text)) = place.value() else {
-        place.wrong(SHAPE);
-        return None;
-    };
-    let parsed = parse_bytes(text);
-    if parsed.is_none() {
-        place.wrong(format!("{text:?} {SHAPE}"));
-    }
-    parsed
-}
-
-fn parse_bytes(text: &str) -> Option<u64> {
-    let with_unit = UNITS.iter().find_map(|(unit, size)| Some((text.strip_suffix(unit)?, *size)));
-    let (digits, size) = with_unit.unwrap_or((text, 1));
-    number(digits)?.checked_mul(size).filter(|bytes| *bytes > 0)
-}
 
 fn number(digits: &str) -> Option<u64> {
     let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
@@ -81,19 +50,6 @@ mod tests {
     #[test]
     fn units() {
         for (text, expected) in [
-            ("1", Some(1)),
-            ("500k", Some(500_000)),
-            ("10Mi", Some(10 << 20)),
-            ("2G", Some(2_000_000_000)),
-            ("0", None),
-            ("-1", None),
-            ("1.5Mi", None),
-            ("Mi", None),
-            ("18446744073709551615Ti", None),
-        ] {
-            assert_eq!(parse_bytes(text), expected, "{text}");
-        }
-        for (text, expected) in [
             ("250ms", Some(250)),
             ("10s", Some(10_000)),
             ("2m", Some(120_000)),
@@ -109,7 +65,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_panics(text in "\\PC{0,30}") {
-            let _ = (parse_bytes(&text), parse_duration(&text));
+            let _ = parse_duration(&text);
         }
     }
 }

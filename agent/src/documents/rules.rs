@@ -8,7 +8,7 @@ use crate::yaml::{Cursor, Fields};
 
 use super::header::{Identity, Place};
 use super::resolve::{Read, Via};
-use super::{destinations, quantity, syntax};
+use super::{destinations, syntax};
 
 const KEYS: [&str; 6] = ["name", "action", "to", "ports", "via", "limits"];
 const DEFAULT_PRIORITY: u16 = 100;
@@ -20,7 +20,7 @@ pub(super) fn priority(fields: &Fields<'_>) -> Option<Priority> {
     Priority::new(value)
 }
 
-/// `carries` tells the actions that let a flow through, which alone can have an upstream and limits.
+/// `carries` tells the actions that let a flow through, which alone can have an upstream.
 pub(super) fn read<A: Copy>(
     spec: &Fields<'_>,
     actions: &[(&str, A)],
@@ -62,14 +62,15 @@ impl<A: Copy> RuleReader<'_, A> {
         let to = fields.optional("to", destinations::to);
         let ports = fields.optional("ports", destinations::ports);
         let via = fields.optional("via", |place| self.via(place, read));
-        let limits = fields.optional("limits", limits);
+        // A bound that is not kept is worse than none.
+        if let Some(place) = fields.get("limits") {
+            place.wrong("limits have no effect in this version; remove them");
+        }
         let action = action?;
-        if !(self.carries)(action) {
-            for key in ["via", "limits"] {
-                if let Some(place) = fields.get(key) {
-                    place.wrong(format!("only a rule that allows has `{key}`; remove it"));
-                }
-            }
+        if !(self.carries)(action)
+            && let Some(place) = fields.get("via")
+        {
+            place.wrong("only a rule that allows has `via`; remove it");
         }
         Some(Rule {
             name: name.ok()?,
@@ -77,7 +78,7 @@ impl<A: Copy> RuleReader<'_, A> {
             to: to.ok()?.unwrap_or_default(),
             ports: ports.ok()?.unwrap_or_default(),
             via: via.ok()?,
-            limits: limits.ok()?.unwrap_or_default(),
+            limits: Limits::default(),
         })
     }
 
@@ -94,14 +95,4 @@ impl<A: Copy> RuleReader<'_, A> {
         });
         Some(name)
     }
-}
-
-fn limits(place: &Cursor<'_>) -> Option<Limits> {
-    let fields = place.mapping(&["connections", "bytesPerSecond"])?;
-    let connections = fields.optional("connections", |place| {
-        let count = place.integer(1..=u64::from(u32::MAX), "a number of connections")?;
-        u32::try_from(count).ok()
-    });
-    let bytes_per_second = fields.optional("bytesPerSecond", quantity::bytes);
-    Some(Limits { connections: connections.ok()?, bytes_per_second: bytes_per_second.ok()? })
 }

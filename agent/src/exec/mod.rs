@@ -59,9 +59,9 @@ pub fn run(args: &ExecArgs, no_color: bool) -> anyhow::Result<ExitCode> {
     let queues = parent.prepare(&plan(resolv_conf.path()))?;
     // Mounted in the sandbox by now; nothing of it is left behind even if we are killed.
     resolv_conf.close().context("the command's resolv.conf cannot be removed")?;
-    let refusals = Arc::new(Refusals::new(open_log(args.log.as_deref())?));
+    let refusals = Arc::new(Refusals::new(open_log(args.record.log.as_deref())?));
     let sink: Arc<dyn FlowSink> = refusals.clone();
-    let session = Session::start(&governed, wire(queues, &governed), &sink)?;
+    let session = Session::start(&governed, wire(queues, &governed, args.record.log_begin), &sink)?;
     session.follow_documents(&governed);
     parent.go().context("the command cannot be started")?;
     let status = signals.supervise(&mut child.0).context("the command cannot be waited for")?;
@@ -109,7 +109,7 @@ fn plan(resolv_conf: &Path) -> Plan {
     }
 }
 
-fn wire(queues: Vec<OwnedFd>, governed: &Governed) -> Wire {
+fn wire(queues: Vec<OwnedFd>, governed: &Governed, record_begin: bool) -> Wire {
     let virtual_address = IpAddr::V4(RESOLVER);
     let resolver = governed.resolvers().iter().copied().find(|address| *address != virtual_address);
     Wire {
@@ -119,6 +119,7 @@ fn wire(queues: Vec<OwnedFd>, governed: &Governed) -> Wire {
         mtu: MTU,
         dns_alias: resolver
             .map(|resolver| DnsAlias { virtual_address, resolver: SocketAddr::new(resolver, DNS_PORT) }),
+        record_begin,
         mark: None,
     }
 }

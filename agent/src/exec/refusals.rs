@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tunproxy_datapath::FlowRecord;
 use tunproxy_datapath::record::Outcome;
+use tunproxy_datapath::{FlowBegin, FlowRecord};
 use tunproxy_policy::{Protocol, Workload};
 
 use crate::flowlog::FlowLog;
@@ -44,6 +44,12 @@ impl Refusals {
 }
 
 impl FlowSink for Refusals {
+    fn begin(&self, workload: &Arc<Workload>, begin: FlowBegin) {
+        if let Some(log) = &self.log {
+            log.begin(workload.clone(), begin);
+        }
+    }
+
     fn record(&self, workload: &Arc<Workload>, record: FlowRecord) {
         if let Outcome::Denied(reason) = record.outcome {
             let line = describe(&record, reason.label());
@@ -121,6 +127,7 @@ mod tests {
             packets_received: 0,
             connect_micros: None,
             close: CloseReason::Denied,
+            detail: None,
         }
     }
 

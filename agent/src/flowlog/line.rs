@@ -7,15 +7,16 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tunproxy_datapath::record::Outcome;
-use tunproxy_datapath::{CloseReason, FlowRecord};
+use tunproxy_datapath::{CloseReason, FlowBegin, FlowRecord};
 use tunproxy_policy::{Protocol, Verdict, Workload};
 
 /// One line. Absent fields are not known or do not apply.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowLine<'a> {
-    /// When the flow ended: RFC 3339, UTC.
-    pub time: String,
+    /// When the flow ended: RFC 3339, UTC. Absent in the line of a flow that begins, like all that only its end knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
     pub start: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod<'a>>,
@@ -32,21 +33,27 @@ pub struct FlowLine<'a> {
     pub verdict: &'static str,
     pub policy: &'a str,
     pub rule: &'a str,
-    /// Of a refusal or a failure.
+    /// Of a refusal: its label. Of a failure: what the upstream said, or else the label of `close`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<&'static str>,
+    pub reason: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dialed: Option<String>,
-    pub bytes_sent: u64,
-    pub bytes_received: u64,
-    pub packets_sent: u64,
-    pub packets_received: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_sent: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_received: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets_sent: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets_received: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_ms: Option<f64>,
-    pub duration_ms: f64,
-    pub close: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub close: Option<&'static str>,
 }
 
 /// Whose flow it was; a command under `exec` has a namespace only.
@@ -66,7 +73,7 @@ impl<'a> FlowLine<'a> {
         let duration = std::time::Duration::from_micros((record.end - record.start).total_micros());
         let (verdict, reason) = verdict(record);
         Self {
-            time: rfc3339(ended),
+            time: Some(rfc3339(ended)),
             start: rfc3339(ended - duration),
             pod: Pod::of(workload),
             protocol: protocol(record.protocol),
@@ -80,13 +87,41 @@ impl<'a> FlowLine<'a> {
             reason,
             upstream: record.upstream.as_ref().map(|upstream| &*upstream.0),
             dialed: record.dialed.map(|address| endpoint(record.protocol, address)),
-            bytes_sent: record.bytes_sent,
-            bytes_received: record.bytes_received,
-            packets_sent: record.packets_sent,
-            packets_received: record.packets_received,
+            bytes_sent: Some(record.bytes_sent),
+            bytes_received: Some(record.bytes_received),
+            packets_sent: Some(record.packets_sent),
+            packets_received: Some(record.packets_received),
             connect_ms: record.connect_micros.map(milliseconds),
-            duration_ms: milliseconds(duration.as_micros() as u64),
-            close: record.close.label(),
+            duration_ms: Some(milliseconds(duration.as_micros() as u64)),
+            close: Some(record.close.label()),
+        }
+    }
+
+    /// `now` is the wall clock's time of the event. The end's line has the same protocol, source and destination.
+    pub fn of_begin(now: SystemTime, workload: &'a Workload, begin: &'a FlowBegin) -> Self {
+        let age = std::time::Duration::from_micros((begin.now - begin.start).total_micros());
+        Self {
+            time: None,
+            start: rfc3339(now - age),
+            pod: Pod::of(workload),
+            protocol: protocol(begin.protocol),
+            source: endpoint(begin.protocol, begin.source),
+            destination: endpoint(begin.protocol, begin.destination),
+            name: begin.name.as_ref().map(tunproxy_policy::DomainName::as_str),
+            name_source: begin.name_source.map(tunproxy_datapath::NameSource::label),
+            verdict: label(begin.verdict),
+            policy: &begin.rule.policy,
+            rule: &begin.rule.rule,
+            reason: None,
+            upstream: Some(&*begin.upstream.0),
+            dialed: begin.dialed.map(|address| endpoint(begin.protocol, address)),
+            bytes_sent: None,
+            bytes_received: None,
+            packets_sent: None,
+            packets_received: None,
+            connect_ms: begin.connect_micros.map(milliseconds),
+            duration_ms: None,
+            close: None,
         }
     }
 
@@ -105,11 +140,17 @@ impl<'a> Pod<'a> {
     }
 }
 
-fn verdict(record: &FlowRecord) -> (&'static str, Option<&'static str>) {
+fn verdict(record: &FlowRecord) -> (&'static str, Option<&str>) {
     match record.outcome {
         Outcome::Denied(reason) => ("denied", Some(reason.label())),
-        Outcome::Allowed(Verdict::Allowed) => ("allowed", failure(record.close)),
-        Outcome::Allowed(Verdict::Audited) => ("audited", failure(record.close)),
+        Outcome::Allowed(verdict) => (label(verdict), record.detail.as_deref().or(failure(record.close))),
+    }
+}
+
+fn label(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Allowed => "allowed",
+        Verdict::Audited => "audited",
     }
 }
 

@@ -1,4 +1,5 @@
-//! The flow log: one JSON line for each flow that ended, written by a thread of its own.
+//! The flow log: one JSON line for each flow that ended (and, if asked, for each that began), written by a thread of its
+//! own.
 //!
 //! Workers hand over records and never wait: a full queue drops the record and counts it.
 
@@ -14,7 +15,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_cha
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use tunproxy_datapath::FlowRecord;
+use tunproxy_datapath::{FlowBegin, FlowRecord};
 use tunproxy_policy::Workload;
 
 pub use line::FlowLine;
@@ -59,17 +60,24 @@ pub struct FlowLog {
 
 #[derive(Debug)]
 enum Message {
-    Record(Box<Ended>),
+    Begin(Box<Happened<FlowBegin>>),
+    Record(Box<Happened<FlowRecord>>),
     /// Close and open the file again: somebody moved it away.
     Reopen,
 }
 
-/// A record with what only the time and place of its end know.
+/// What the datapath tells, with what only the time and place of the event know.
 #[derive(Debug)]
-struct Ended {
+struct Happened<T> {
     at: SystemTime,
     workload: Arc<Workload>,
-    record: FlowRecord,
+    what: T,
+}
+
+impl<T> Happened<T> {
+    fn now(workload: Arc<Workload>, what: T) -> Box<Self> {
+        Box::new(Self { at: SystemTime::now(), workload, what })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -93,7 +101,12 @@ impl FlowLog {
 
     /// Queues a record of a flow that ended now. Never blocks.
     pub fn record(&self, workload: Arc<Workload>, record: FlowRecord) {
-        self.send(Message::Record(Box::new(Ended { at: SystemTime::now(), workload, record })));
+        self.send(Message::Record(Happened::now(workload, record)));
+    }
+
+    /// Queues word of a flow that begins now. Never blocks.
+    pub fn begin(&self, workload: Arc<Workload>, begin: FlowBegin) {
+        self.send(Message::Begin(Happened::now(workload, begin)));
     }
 
     /// Has the file opened anew, after an outside tool renamed it.
@@ -195,18 +208,24 @@ impl Writer {
 
     fn handle(&mut self, message: Message) {
         match message {
+            Message::Begin(begun) => {
+                self.write(&FlowLine::of_begin(begun.at, &begun.workload, &begun.what));
+            }
             Message::Record(ended) => {
-                let line = FlowLine::new(ended.at, &ended.workload, &ended.record);
-                let written = self.sink.write_line(&line.to_json_line());
-                let counter = if written.is_ok() { &self.counters.written } else { &self.counters.failed };
-                counter.fetch_add(1, Ordering::Relaxed);
-                self.note(written);
+                self.write(&FlowLine::new(ended.at, &ended.workload, &ended.what));
             }
             Message::Reopen => {
                 let reopened = self.sink.reopen();
                 self.note(reopened);
             }
         }
+    }
+
+    fn write(&mut self, line: &FlowLine<'_>) {
+        let written = self.sink.write_line(&line.to_json_line());
+        let counter = if written.is_ok() { &self.counters.written } else { &self.counters.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.note(written);
     }
 
     fn note(&mut self, result: io::Result<()>) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tunproxy_datapath::record::Outcome;
-use tunproxy_datapath::{CloseReason, FlowRecord};
+use tunproxy_datapath::{CloseReason, FlowBegin, FlowRecord};
 use tunproxy_policy::{Verdict, Workload};
 
 use super::{FlowLog, Totals};
@@ -47,6 +47,12 @@ impl Recorder {
 }
 
 impl FlowSink for Recorder {
+    fn begin(&self, workload: &Arc<Workload>, begin: FlowBegin) {
+        if let Some(log) = &self.log {
+            log.begin(workload.clone(), begin);
+        }
+    }
+
     fn record(&self, workload: &Arc<Workload>, record: FlowRecord) {
         let verdict = match record.outcome {
             Outcome::Allowed(Verdict::Allowed) => 0,

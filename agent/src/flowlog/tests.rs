@@ -30,6 +30,7 @@ fn allowed() -> FlowRecord {
         packets_received: 9,
         connect_micros: Some(1_250),
         close: CloseReason::Finished,
+        detail: None,
     }
 }
 
@@ -90,6 +91,43 @@ fn a_failed_connect_says_why() {
 }
 
 #[test]
+fn what_the_upstream_said_is_the_reason() {
+    let said = "the proxy p:1080 gave no connection: it answered CONNECT with: not allowed by its rules";
+    let record = FlowRecord { close: CloseReason::UpstreamFailed, detail: Some(said.into()), ..allowed() };
+    let line: serde_json::Value = serde_json::from_str(&text(&record)).unwrap();
+    assert_eq!((&line["reason"], &line["close"]), (&said.into(), &"upstream-failed".into()));
+}
+
+#[test]
+fn a_flow_that_begins_has_exactly_these_fields() {
+    let end = allowed();
+    let begin = FlowBegin {
+        start: end.start,
+        now: end.start + tunproxy_datapath::Duration::from_micros(1_250),
+        protocol: end.protocol,
+        source: end.source,
+        destination: end.destination,
+        name: end.name,
+        name_source: end.name_source,
+        verdict: Verdict::Audited,
+        rule: end.rule,
+        upstream: UpstreamRef::direct(),
+        dialed: end.dialed,
+        connect_micros: end.connect_micros,
+    };
+    let line = FlowLine::of_begin(ended(), &workload(), &begin).to_json_line();
+    let expected = concat!(
+        r#"{"start":"2026-10-14T17:46:40.248750Z","#,
+        r#""pod":{"namespace":"shop","name":"web-0","uid":"u-1"},"protocol":"TCP","#,
+        r#""source":"10.1.0.2:40000","destination":"140.82.112.5:443","name":"api.github.com","nameSource":"dns","#,
+        r#""verdict":"audited","policy":"EgressPolicy/shop/web","rule":"github","upstream":"direct","#,
+        r#""dialed":"140.82.112.5:443","connectMs":1.25}"#,
+        "\n"
+    );
+    assert_eq!(String::from_utf8(line).unwrap(), expected);
+}
+
+#[test]
 fn what_was_queued_is_on_disk_when_the_log_is_dropped() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("deep/flows.jsonl");
@@ -119,8 +157,7 @@ fn a_full_disk_is_counted() {
         Writer { sink: Sink::open(&output).unwrap(), counters: Arc::default(), complained: None };
     // More than the buffer holds, so that some of it must meet the disk.
     for _ in 0..100 {
-        let ended = Ended { at: ended(), workload: Arc::new(workload()), record: allowed() };
-        writer.handle(Message::Record(Box::new(ended)));
+        writer.handle(Message::Record(Happened::now(Arc::new(workload()), allowed())));
     }
     assert!(writer.counters.failed.load(Ordering::Relaxed) > 0);
     assert!(writer.complained.is_some());

@@ -111,7 +111,7 @@ impl Agent {
         let admin = Admin::bind(&config.admin).await?;
         let policies = Arc::new(Policies::new(config.policy.clone()));
         let watch = watch_documents(&policies);
-        let upstreams = Arc::new(Upstreams::new(Handle::current(), None));
+        let upstreams = Arc::new(Upstreams::new(Handle::current(), None, config.limits.dials));
         let recorder = Arc::new(Recorder::new(start_flow_log(config)?));
         let dialer: Arc<dyn Dialer> = upstreams.clone();
         let sink: Arc<dyn FlowSink> = recorder.clone();
@@ -249,10 +249,10 @@ fn workers_config(config: &Config) -> WorkersConfig {
             pending: limits.pending_per_pod,
             half_open: limits.pending_per_pod,
             udp_mappings: limits.udp_mappings_per_pod,
-            // The datapath's bound is for each worker.
-            memory: usize::try_from(limits.memory.bytes()).unwrap_or(usize::MAX) / workers,
+            memory: usize::try_from(limits.memory.bytes()).unwrap_or(usize::MAX),
             ..tunproxy_datapath::Limits::default()
         },
+        record_begin: config.flow_log.begin,
         mark: None,
     }
 }

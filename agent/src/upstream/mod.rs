@@ -3,6 +3,7 @@
 //! A worker hands over what it cannot dial itself and gets a connected socket back, whatever the protocol before it
 //! was. Nothing is remembered of a flow here.
 
+mod dials;
 mod route;
 pub mod socks5;
 
@@ -12,18 +13,14 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 use tunproxy_datapath::{DialFailure, Target};
 use tunproxy_policy::{Permit, UpstreamRef};
 
 use crate::documents::UpstreamSpec;
 use crate::worker::{Completion, DialRequest, Dialer};
 
+use dials::Dials;
 pub use route::{DialError, Route};
-
-/// Connects under way in the whole agent. A pod that abandons its flows as soon as they begin cannot take more
-/// descriptors than this from the others.
-const DIALS: usize = 4_096;
 
 /// The upstreams in force, replaced as a whole when documents change.
 #[derive(Debug)]
@@ -32,12 +29,13 @@ pub struct Upstreams {
     runtime: Handle,
     /// `SO_MARK` of every socket towards an upstream.
     mark: Option<u32>,
-    dials: Arc<Semaphore>,
+    dials: Arc<Dials>,
 }
 
 impl Upstreams {
-    pub fn new(runtime: Handle, mark: Option<u32>) -> Self {
-        Self { routes: ArcSwap::default(), runtime, mark, dials: Arc::new(Semaphore::new(DIALS)) }
+    /// At most `dials` connects are under way at once, of all pods together.
+    pub fn new(runtime: Handle, mark: Option<u32>, dials: usize) -> Self {
+        Self { routes: ArcSwap::default(), runtime, mark, dials: Dials::new(dials) }
     }
 
     /// Puts `specs` in the place of all that was known. Connections that stand are not touched.
@@ -77,9 +75,13 @@ impl Upstreams {
 
 impl Dialer for Upstreams {
     fn dial(&self, request: DialRequest, done: Completion) {
-        let Ok(slot) = self.dials.clone().try_acquire_owned() else {
-            tracing::warn!(limit = DIALS, "too many connects to upstreams under way: one is refused");
-            return done.finish(Err(DialFailure::Failed));
+        // A flow that its pod abandons meanwhile keeps its place until the upstream has answered.
+        let Some(place) = self.dials.take(request.pod) else {
+            tracing::debug!(
+                pod = request.pod.0,
+                "the pod has its share of connects under way: one is refused"
+            );
+            return done.finish(Err(DialFailure::Limit.into()));
         };
         let route = self.route(request.permit.upstream());
         let mark = self.mark;
@@ -89,8 +91,8 @@ impl Dialer for Upstreams {
                 let upstream = &*request.permit.upstream().0;
                 tracing::debug!(upstream, destination = %request.target.destination, %error, "an upstream failed");
             }
-            done.finish(result.map_err(|error| error.failure()));
-            drop(slot);
+            drop(place);
+            done.finish(result.map_err(DialError::into_failure));
         });
     }
 }

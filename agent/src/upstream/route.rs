@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use tunproxy_datapath::{DialFailure, Target};
+use tunproxy_datapath::{DialFailure, Target, UpstreamFailure};
 
 use super::socks5::{
     self, BadCredentials, ConnectError, Credentials, HandshakeError, Proxy, Reply, open_socket,
@@ -82,8 +82,17 @@ impl TryFrom<&UpstreamSpec> for Route {
 }
 
 impl DialError {
-    /// What the pod is told.
-    pub fn failure(&self) -> DialFailure {
+    /// What the pod is told, and for the record what the upstream said.
+    pub fn into_failure(self) -> UpstreamFailure {
+        let detail = match &self {
+            // The kind says as much.
+            Self::Direct { .. } => None,
+            Self::Unknown { .. } | Self::Rejected | Self::Socks5(_) => Some(self.to_string().into()),
+        };
+        UpstreamFailure { kind: self.failure(), detail }
+    }
+
+    fn failure(&self) -> DialFailure {
         match self {
             Self::Unknown { .. } => DialFailure::Failed,
             Self::Rejected => DialFailure::Refused,

@@ -1,14 +1,13 @@
 //! One worker's loop: wait, note what is ready, give each pod with work a turn.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use mio::{Events, Poll, Waker};
 use slab::Slab;
-use tunproxy_datapath::{Instant, Limits, PacketBuf, Pool};
+use tunproxy_datapath::{Instant, PacketBuf, Pool};
 
 use super::descriptors::Descriptors;
 use super::pod::{Env, Pod};
@@ -27,11 +26,11 @@ pub(super) struct EventLoop {
     by_id: HashMap<PodId, usize>,
     /// Pods that have work now, in turn.
     turn: VecDeque<usize>,
-    timers: BinaryHeap<Reverse<(Instant, usize)>>,
+    /// One entry for each pod that waits for a time.
+    timers: BTreeSet<(Instant, usize)>,
     pool: Pool,
     buffer: PacketBuf,
-    limits: Limits,
-    mark: Option<u32>,
+    config: WorkersConfig,
     descriptors: Arc<Descriptors>,
     dialer: Arc<dyn Dialer>,
     sink: Arc<dyn FlowSink>,
@@ -56,11 +55,10 @@ impl EventLoop {
             pods: Slab::new(),
             by_id: HashMap::new(),
             turn: VecDeque::new(),
-            timers: BinaryHeap::new(),
+            timers: BTreeSet::new(),
             pool,
             buffer,
-            limits: config.limits.clone(),
-            mark: config.mark,
+            config: config.clone(),
             descriptors: descriptors.clone(),
             dialer,
             sink,
@@ -79,8 +77,8 @@ impl EventLoop {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
-                    tracing::error!(%error, "a worker cannot wait for events");
-                    return;
+                    tracing::error!(%error, "a worker cannot wait for events; the agent ends");
+                    std::process::abort();
                 }
             }
             if spare && events.is_empty() && self.turn.is_empty() {
@@ -107,10 +105,13 @@ impl EventLoop {
         if !self.turn.is_empty() {
             return Some(std::time::Duration::ZERO);
         }
-        let Reverse((at, _)) = self.timers.peek()?;
-        let wait = (*at).max(clock::now()) - clock::now().min(*at);
+        let &(at, _) = self.timers.first()?;
+        let now = clock::now();
+        if at <= now {
+            return Some(std::time::Duration::ZERO);
+        }
         // Rounded up: waking before the deadline would only spin.
-        Some(std::time::Duration::from_micros(wait.total_micros() + 999))
+        Some(std::time::Duration::from_micros((at - now).total_micros() + 999))
     }
 
     fn handle_event(
@@ -150,26 +151,32 @@ impl EventLoop {
     }
 
     fn handle_timers(&mut self, own: &Handle, now: Instant) {
-        while let Some(&Reverse((at, index))) = self.timers.peek() {
+        while let Some(&(at, index)) = self.timers.first() {
             if at > now {
                 break;
             }
-            self.timers.pop();
+            self.timers.pop_first();
             self.with_pod(own, now, index, |pod, env, _| {
                 pod.armed = None;
                 pod.handle_timeout(env);
             });
             self.arm(index);
+            // A timer may have opened the way for octets whose edge is long past.
+            self.enqueue(index);
         }
     }
 
     fn arm(&mut self, index: usize) {
         let Some(pod) = self.pods.get_mut(index) else { return };
-        let Some(at) = pod.stack.poll_at() else { return };
-        if pod.armed.is_none_or(|armed| at < armed) {
-            pod.armed = Some(at);
-            self.timers.push(Reverse((at, index)));
+        let at = pod.stack.poll_at();
+        if at == pod.armed {
+            return;
         }
+        if let Some(armed) = pod.armed {
+            self.timers.remove(&(armed, index));
+        }
+        pod.armed = at;
+        self.timers.extend(at.map(|at| (at, index)));
     }
 
     fn with_pod(
@@ -186,7 +193,7 @@ impl EventLoop {
             registry: self.poll.registry(),
             dialer: &self.dialer,
             sink: &self.sink,
-            mark: self.mark,
+            mark: self.config.mark,
             worker: own,
         };
         work(pod, &mut env, &mut self.buffer);
@@ -244,7 +251,7 @@ impl EventLoop {
         let id = config.id;
         let entry = self.pods.vacant_entry();
         let index = entry.key();
-        entry.insert(Pod::new(index, config, &self.limits, self.descriptors.share(), self.poll.registry())?);
+        entry.insert(Pod::new(index, config, &self.config, self.descriptors.share(), self.poll.registry())?);
         self.by_id.insert(id, index);
         // Packets may wait in the TUN already.
         self.enqueue(index);
@@ -254,13 +261,16 @@ impl EventLoop {
     fn detach(&mut self, own: &Handle, now: Instant, id: PodId) {
         let Some(index) = self.by_id.remove(&id) else { return };
         let pod = self.pods.remove(index);
+        if let Some(armed) = pod.armed {
+            self.timers.remove(&(armed, index));
+        }
         let mut env = Env {
             now,
             pool: &mut self.pool,
             registry: self.poll.registry(),
             dialer: &self.dialer,
             sink: &self.sink,
-            mark: self.mark,
+            mark: self.config.mark,
             worker: own,
         };
         pod.close(&mut env);

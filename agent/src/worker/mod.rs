@@ -24,7 +24,9 @@ use std::thread::JoinHandle;
 use std::{fmt, io};
 
 use mio::Waker;
-use tunproxy_datapath::{Counters, DialFailure, DnsAlias, FlowId, FlowRecord, Limits, Target};
+use tunproxy_datapath::{
+    Counters, DialFailure, DnsAlias, FlowBegin, FlowId, FlowRecord, Limits, Target, UpstreamFailure,
+};
 use tunproxy_policy::{Permit, Workload, WorkloadPolicy};
 
 use descriptors::Descriptors;
@@ -36,6 +38,8 @@ pub struct WorkersConfig {
     /// Threads; each pod belongs to one.
     pub workers: usize,
     pub limits: Limits,
+    /// Tell the sink of flows when they begin too.
+    pub record_begin: bool,
     /// `SO_MARK` of every upstream socket, for a node whose routes lead into the TUN otherwise.
     pub mark: Option<u32>,
 }
@@ -72,6 +76,8 @@ pub struct PodSnapshot {
 
 /// Takes the records of flows that ended. Must not block.
 pub trait FlowSink: Send + Sync {
+    /// Only called where [`WorkersConfig::record_begin`] asks for it.
+    fn begin(&self, workload: &Arc<Workload>, begin: FlowBegin);
     fn record(&self, workload: &Arc<Workload>, record: FlowRecord);
 }
 
@@ -83,6 +89,8 @@ pub trait Dialer: Send + Sync {
 
 #[derive(Debug)]
 pub struct DialRequest {
+    /// Whose flow it is.
+    pub pod: PodId,
     pub permit: Permit,
     pub target: Target,
 }
@@ -97,7 +105,7 @@ pub struct Completion {
 
 impl Completion {
     /// `Ok`: a connected stream socket, non-blocking.
-    pub fn finish(mut self, result: Result<OwnedFd, DialFailure>) {
+    pub fn finish(mut self, result: Result<OwnedFd, UpstreamFailure>) {
         self.finished = true;
         self.worker.send(Command::Dialed { pod: self.pod, flow: self.flow, result });
     }
@@ -106,7 +114,7 @@ impl Completion {
 impl Drop for Completion {
     fn drop(&mut self) {
         if !self.finished {
-            let result = Err(DialFailure::Failed);
+            let result = Err(DialFailure::Failed.into());
             self.worker.send(Command::Dialed { pod: self.pod, flow: self.flow, result });
         }
     }
@@ -118,8 +126,21 @@ enum Command {
     ReplaceQueues(PodId, Vec<OwnedFd>, Sender<io::Result<()>>),
     SetPolicy(PodId, Arc<WorkloadPolicy>, Arc<[IpAddr]>),
     Snapshot(Sender<Vec<PodSnapshot>>),
-    Dialed { pod: PodId, flow: FlowId, result: Result<OwnedFd, DialFailure> },
+    Dialed { pod: PodId, flow: FlowId, result: Result<OwnedFd, UpstreamFailure> },
     Stop,
+}
+
+/// Pods without a worker have no network, and nothing would tell: the agent ends instead and is started again, and the
+/// TUNs wait for it.
+struct EndsTheAgent;
+
+impl Drop for EndsTheAgent {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("a worker panicked; the agent ends");
+            std::process::abort();
+        }
+    }
 }
 
 /// A way to a worker.
@@ -163,7 +184,11 @@ impl Workers {
             let handle = Handle { commands, waker: Arc::new(waker) };
             let own = handle.clone();
             let name = format!("worker-{number}");
-            workers.threads.push(std::thread::Builder::new().name(name).spawn(move || event_loop.run(&own))?);
+            let run = move || {
+                let _guard = EndsTheAgent;
+                event_loop.run(&own);
+            };
+            workers.threads.push(std::thread::Builder::new().name(name).spawn(run)?);
             workers.handles.push(handle);
         }
         Ok(workers)

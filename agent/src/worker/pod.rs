@@ -10,7 +10,7 @@ use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 use tunproxy_datapath::{
-    Action, Cx, DialFailure, FlowId, Input, Instant, Limits, MappingId, PacketBuf, Pool, Stack, StackConfig,
+    Action, Cx, FlowId, Input, Instant, MappingId, PacketBuf, Pool, Stack, StackConfig, UpstreamFailure,
 };
 use tunproxy_policy::{Workload, WorkloadPolicy};
 
@@ -20,7 +20,7 @@ use super::tcp_io::FlowSocket;
 use super::token::{Source, pack};
 use super::tun_io::Queue;
 use super::udp_io::UdpSocket;
-use super::{Dialer, FlowSink, Handle, PodConfig, PodId, PodSnapshot};
+use super::{Dialer, FlowSink, Handle, PodConfig, PodId, PodSnapshot, WorkersConfig};
 
 /// Packets taken from a TUN before the other pods have their turn.
 const TUN_BATCH: usize = 64;
@@ -66,7 +66,7 @@ impl Pod {
     pub(super) fn new(
         index: usize,
         config: PodConfig,
-        limits: &Limits,
+        shared: &WorkersConfig,
         descriptors: Arc<Share>,
         registry: &Registry,
     ) -> io::Result<Self> {
@@ -76,7 +76,8 @@ impl Pod {
             addresses: config.addresses,
             mtu: config.mtu,
             offload: config.vnet_header,
-            limits: limits.clone(),
+            limits: shared.limits.clone(),
+            record_begin: shared.record_begin,
             resolvers: config.resolvers,
             dns_alias: config.dns_alias,
             policy: config.policy,
@@ -201,13 +202,19 @@ impl Pod {
                 Action::CloseMapping { mapping } => close(&mut self.mappings, mapping.slot),
                 Action::OpenEcho { echo, destination, permit: _ } => self.open_echo(env, echo, destination),
                 Action::CloseEcho { echo } => close(&mut self.echoes, echo.slot),
+                Action::Begin(begin) => env.sink.begin(&self.workload, *begin),
                 Action::Record(record) => env.sink.record(&self.workload, *record),
             }
         }
     }
 
     /// A dial that was handed away is over.
-    pub(super) fn dialed(&mut self, env: &mut Env<'_>, flow: FlowId, result: Result<OwnedFd, DialFailure>) {
+    pub(super) fn dialed(
+        &mut self,
+        env: &mut Env<'_>,
+        flow: FlowId,
+        result: Result<OwnedFd, UpstreamFailure>,
+    ) {
         self.finish_dial(env, flow, result);
         self.drain(env);
     }

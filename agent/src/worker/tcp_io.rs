@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::net::{
     RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, getpeername, recv, sendmsg, shutdown, sockopt,
 };
-use tunproxy_datapath::{DialFailure, FlowId, PacketBuf, Target};
+use tunproxy_datapath::{DialFailure, FlowId, PacketBuf, Target, UpstreamFailure};
 use tunproxy_policy::Permit;
 
 use super::descriptors::Lease;
@@ -80,7 +80,7 @@ impl Pod {
         if !permit.upstream().is_direct() {
             store(&mut self.flows, flow.slot, FlowSocket::new(flow, Stage::Away, lease));
             let done = Completion { worker: env.worker.clone(), pod: self.id, flow, finished: false };
-            env.dialer.dial(DialRequest { permit, target }, done);
+            env.dialer.dial(DialRequest { pod: self.id, permit, target }, done);
             return;
         }
         let token = pack(self.index, Source::Tcp(flow.slot));
@@ -100,7 +100,7 @@ impl Pod {
         &mut self,
         env: &mut Env<'_>,
         flow: FlowId,
-        result: Result<OwnedFd, DialFailure>,
+        result: Result<OwnedFd, UpstreamFailure>,
     ) {
         let index = self.index;
         let Some(socket) = self.flow_socket_mut(flow).filter(|socket| matches!(socket.stage, Stage::Away))
@@ -111,7 +111,7 @@ impl Pod {
         let result = result.and_then(|fd| {
             register(env.registry, &fd, token, Interest::READABLE | Interest::WRITABLE)
                 .map(|()| fd)
-                .map_err(|_| DialFailure::Failed)
+                .map_err(|_| DialFailure::Failed.into())
         });
         match result {
             Ok(fd) => {
@@ -180,6 +180,12 @@ impl Pod {
             }
             let Some(fd) = socket.connected() else { return false };
             match recv(fd, &mut buffer.space()[..room], RecvFlags::empty()) {
+                // A reset that a write has met already leaves nothing to read but an end that is none.
+                Ok((0, _)) if socket.failed => {
+                    socket.readable = false;
+                    self.stack.upstream_reset(&mut env.cx(), id);
+                    return false;
+                }
                 Ok((0, _)) => {
                     socket.readable = false;
                     self.stack.downlink_eof(&mut env.cx(), id);

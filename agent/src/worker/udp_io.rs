@@ -99,6 +99,10 @@ impl Pod {
         while let Some(Some(socket)) = self.mappings.get(slot as usize) {
             let id = socket.id;
             let Some(queued) = error_queue::take(&socket.fd) else { return };
+            // The path takes smaller packets: the kernel has noted it and cuts the next datagrams accordingly.
+            if queued.error.raw_os_error() == Some(Errno::MSGSIZE.raw_os_error()) {
+                continue;
+            }
             self.stack.udp_failed(now, id, queued.destination, failure_of(&queued.error));
         }
     }

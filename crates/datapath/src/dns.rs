@@ -93,6 +93,9 @@ impl StreamTap {
             at += 2 + len;
         }
         self.pending.drain(..at);
+        if self.pending.is_empty() {
+            self.pending = Vec::new();
+        }
     }
 }
 

@@ -43,10 +43,10 @@ struct Flow {
     armed: Armed,
 }
 
-impl Flow {
-    /// The pod's end as records name it: the identifier takes the place of the port.
-    fn ends(&self) -> (SocketAddr, SocketAddr) {
-        (SocketAddr::new(self.key.source, self.key.identifier), host(self.key.destination))
+impl Key {
+    /// Both ends as records name them: the identifier takes the place of the pod's port.
+    fn ends(self) -> (SocketAddr, SocketAddr) {
+        (SocketAddr::new(self.source, self.identifier), host(self.destination))
     }
 }
 
@@ -121,6 +121,7 @@ impl Echo {
         });
         let mut armed = Armed::default();
         self.timers.arm(&mut armed, now + sh.config.limits.echo_idle, id);
+        sh.announce_use(now, Protocol::Icmp, key.ends(), &permit);
         entry.insert(Flow { id, key, permit, usage: Usage::new(now), sequence: 0, armed });
         self.by_key.insert(key, slot);
         Ok(slot)
@@ -156,7 +157,7 @@ impl Echo {
         let mut flow = self.flows.remove(id.slot as usize);
         self.timers.disarm(&mut flow.armed, id);
         self.by_key.remove(&flow.key);
-        sh.record_usage(now, Protocol::Icmp, flow.ends(), &flow.permit, &flow.usage, reason);
+        sh.record_usage(now, Protocol::Icmp, flow.key.ends(), &flow.permit, &flow.usage, reason);
         sh.actions.push_back(Action::CloseEcho { echo: id });
     }
 
@@ -168,7 +169,10 @@ impl Echo {
     }
 
     pub(crate) fn reevaluate(&mut self, sh: &mut Shared, now: Instant) {
-        let refused = |flow: &Flow| sh.still_allowed(&flow.permit, Protocol::Icmp, flow.ends().1).is_err();
+        let refused = |flow: &Flow| {
+            let permit = sh.still_allowed(&flow.permit, Protocol::Icmp, flow.key.ends().1);
+            !permit.is_ok_and(|permit| permit.upstream() == flow.permit.upstream())
+        };
         let ids: Vec<_> =
             self.flows.iter().filter(|(_, flow)| refused(flow)).map(|(_, flow)| flow.id).collect();
         for id in ids {
@@ -213,8 +217,7 @@ fn permitted(
     packet: &Packet,
     bytes: &[u8],
 ) -> Result<Permit, DropReason> {
-    let source = SocketAddr::new(key.source, key.identifier);
-    let destination = host(key.destination);
+    let (source, destination) = key.ends();
     match settle(sh.decide(now, Protocol::Icmp, destination)) {
         Ok(permit) if permit.upstream().is_direct() => Ok(permit),
         Ok(permit) => {

@@ -31,7 +31,9 @@ pub use counters::{Counters, DropReason};
 pub use echo::EchoId;
 pub use key::FlowId;
 pub use limits::Limits;
-pub use record::{CloseReason, FlowRecord, NameSource};
+pub use record::{CloseReason, FlowBegin, FlowRecord, NameSource};
 pub use smoltcp::time::{Duration, Instant};
-pub use stack::{Action, Cx, DialFailure, DnsAlias, Input, Stack, StackConfig, Target, Transmit};
+pub use stack::{
+    Action, Cx, DialFailure, DnsAlias, Input, Stack, StackConfig, Target, Transmit, UpstreamFailure,
+};
 pub use udp::MappingId;

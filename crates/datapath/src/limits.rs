@@ -23,7 +23,8 @@ pub struct Limits {
     pub leases: usize,
     /// Bytes one TCP flow may hold towards the upstream (the receive window's ceiling).
     pub receive_buffer: usize,
-    /// Bytes of packet buffers that all flows of a worker may hold before new data is refused.
+    /// Bytes of packet buffers that all flows of the process may hold before new data is refused; each worker has its
+    /// share.
     pub memory: usize,
     pub udp_idle: Duration,
     /// Idle time of UDP flows to ports 53 and 123: one question, one answer.

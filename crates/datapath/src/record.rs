@@ -1,4 +1,5 @@
-//! What is written down about a flow when it ends. The flow log, metrics and every view are made from this.
+//! What is written down about a flow: when it ends, and if asked when it begins. The flow log, metrics and every view are
+//! made from this.
 
 use std::net::SocketAddr;
 
@@ -112,6 +113,25 @@ pub enum Outcome {
     Denied(DenyReason),
 }
 
+/// A flow that was let through, at the moment it has its name and its upstream. There is none for flows that were refused
+/// or whose upstream failed: their record says it all.
+#[derive(Clone, Debug)]
+pub struct FlowBegin {
+    pub start: Instant,
+    pub now: Instant,
+    pub protocol: Protocol,
+    /// As in the [`FlowRecord`], which has the same for the flow's end.
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    pub name: Option<DomainName>,
+    pub name_source: Option<NameSource>,
+    pub verdict: Verdict,
+    pub rule: RuleId,
+    pub upstream: UpstreamRef,
+    pub dialed: Option<SocketAddr>,
+    pub connect_micros: Option<u64>,
+}
+
 /// One flow, from the pod's view.
 #[derive(Clone, Debug)]
 pub struct FlowRecord {
@@ -139,4 +159,6 @@ pub struct FlowRecord {
     /// How long the upstream took to connect; `None` if it did not.
     pub connect_micros: Option<u64>,
     pub close: CloseReason,
+    /// What the upstream said when it failed, in its own words.
+    pub detail: Option<Box<str>>,
 }

@@ -50,6 +50,7 @@ fn http(bytes: &[u8]) -> Found {
     const HEADER: &[u8] = b"host:";
     let mut rest = bytes;
     let mut first = true;
+    let mut host: Option<Vec<u8>> = None;
     loop {
         let Some(end) = rest.iter().position(|&byte| byte == b'\n') else {
             // A method is a handful of capitals; anything else is another protocol.
@@ -58,15 +59,23 @@ fn http(bytes: &[u8]) -> Found {
             return if not_http { Ok(None) } else { Err(Short) };
         };
         let line = rest[..end].strip_suffix(b"\r").unwrap_or(&rest[..end]);
-        if first && !line.windows(7).any(|window| window == b"HTTP/1.") {
-            return Ok(None);
+        if first {
+            // A target in absolute form overrides Host (RFC 9112 3.2.2); only proxies are asked so.
+            let target = line.split(|&byte| byte == b' ').nth(1);
+            let http = line.windows(7).any(|window| window == b"HTTP/1.");
+            if !http || target.is_none_or(|target| target.windows(3).any(|window| window == b"://")) {
+                return Ok(None);
+            }
         }
         if line.is_empty() {
-            return Ok(None);
+            return Ok(host.map(|host| (host, NameSource::Host)));
         }
         if line.len() > HEADER.len() && line[..HEADER.len()].eq_ignore_ascii_case(HEADER) {
-            let value = line[HEADER.len()..].trim_ascii();
-            return Ok(Some((without_port(value).to_vec(), NameSource::Host)));
+            let value = without_port(line[HEADER.len()..].trim_ascii()).to_vec();
+            // Two of them are an error (RFC 9112 3.2), and each server takes another one.
+            if host.replace(value).is_some() {
+                return Ok(None);
+            }
         }
         first = false;
         rest = &rest[end + 1..];
@@ -214,6 +223,8 @@ mod tests {
         let request = b"GET / HTTP/1.1\r\nUser-Agent: x\r\nhOsT:  a.example:8080 \r\n\r\n";
         assert_eq!(sniff(request), named("a.example", NameSource::Host));
         assert_eq!(sniff(&request[..30]), Sniffed::More);
+        assert_eq!(sniff(b"GET / HTTP/1.1\r\nHost: a.example\r\nHost: b.example\r\n\r\n"), Sniffed::Nothing);
+        assert_eq!(sniff(b"GET http://b.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n"), Sniffed::Nothing);
         assert_eq!(sniff(b"GET / HTTP/1.0\r\n\r\n"), Sniffed::Nothing);
         assert_eq!(sniff(b"SSH-2.0-x\r\n"), Sniffed::Nothing);
         assert_eq!(sniff(b"\x00\x01"), Sniffed::Nothing);

@@ -40,7 +40,6 @@ struct Peer {
     facing: SocketAddr,
     permit: Permit,
     usage: Usage,
-    trusted_resolver: bool,
     idle: Duration,
 }
 
@@ -123,13 +122,8 @@ impl Udp {
         let port = datagram.destination.port();
         let limits = &sh.config.limits;
         let idle = if port == 53 || port == 123 { limits.udp_query_idle } else { limits.udp_idle };
-        let peer = Peer {
-            facing: datagram.destination,
-            permit,
-            usage: Usage::new(now),
-            trusted_resolver: sh.is_trusted_resolver(datagram.destination),
-            idle,
-        };
+        sh.announce_use(now, Protocol::Udp, (datagram.source, datagram.destination), &permit);
+        let peer = Peer { facing: datagram.destination, permit, usage: Usage::new(now), idle };
         mapping.peers.insert(dial, peer);
         self.timers.arm(&mut mapping.armed, now + idle, mapping.id);
         Ok(())
@@ -215,7 +209,8 @@ impl Udp {
         };
         mapping.last = now;
         peer.usage.received(now, payload.len());
-        if peer.trusted_resolver {
+        // Trust may have been withdrawn since the question.
+        if sh.is_trusted_resolver(peer.facing) {
             sh.observe_dns(now, payload);
         }
         Some(emit::udp(peer.facing, mapping.source, payload.len()))
@@ -268,8 +263,11 @@ impl Udp {
     }
 
     pub(crate) fn reevaluate(&mut self, sh: &mut Shared, now: Instant) {
-        let refused =
-            |sh: &Shared, peer: &Peer| sh.still_allowed(&peer.permit, Protocol::Udp, peer.facing).is_err();
+        let refused = |sh: &Shared, peer: &Peer| {
+            let permit = sh.still_allowed(&peer.permit, Protocol::Udp, peer.facing);
+            // Another upstream cannot take over a datagram flow; it begins anew.
+            !permit.is_ok_and(|permit| permit.upstream() == peer.permit.upstream())
+        };
         self.remove_peers(sh, now, CloseReason::PolicyChanged, refused);
     }
 

@@ -16,7 +16,7 @@ use crate::fragment::Reassembly;
 use crate::icmp::{self, Unreachable};
 use crate::key::{FlowId, KeyedState};
 use crate::limits::Limits;
-use crate::record::{CloseReason, FlowRecord};
+use crate::record::{CloseReason, FlowBegin, FlowRecord};
 use crate::tcp::table::Tcp;
 use crate::udp::{MappingId, Udp};
 use crate::view::{self, Packet, Transport};
@@ -43,6 +43,8 @@ pub struct StackConfig {
     pub resolvers: Arc<[IpAddr]>,
     pub dns_alias: Option<DnsAlias>,
     pub policy: Arc<WorkloadPolicy>,
+    /// Tell of flows when they begin too ([`Action::Begin`]).
+    pub record_begin: bool,
     /// Keys the flow tables and the initial sequence numbers; from the system's random source.
     pub seed: [u8; 16],
 }
@@ -93,6 +95,20 @@ impl DialFailure {
     }
 }
 
+/// A failed connect: what the pod is told, and what only the record says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamFailure {
+    pub kind: DialFailure,
+    /// The upstream's own words, where it had any.
+    pub detail: Option<Box<str>>,
+}
+
+impl From<DialFailure> for UpstreamFailure {
+    fn from(kind: DialFailure) -> Self {
+        Self { kind, detail: None }
+    }
+}
+
 /// What the caller is to do with sockets.
 #[derive(Debug)]
 pub enum Action {
@@ -129,6 +145,7 @@ pub enum Action {
     CloseEcho {
         echo: EchoId,
     },
+    Begin(Box<FlowBegin>),
     Record(Box<FlowRecord>),
 }
 
@@ -298,8 +315,8 @@ impl Stack {
         self.tcp.upstream_connected(&mut self.shared, cx, flow, dialed);
     }
 
-    pub fn upstream_failed(&mut self, cx: &mut Cx<'_>, flow: FlowId, failure: DialFailure) {
-        self.tcp.upstream_failed(&mut self.shared, cx, flow, failure);
+    pub fn upstream_failed(&mut self, cx: &mut Cx<'_>, flow: FlowId, failure: impl Into<UpstreamFailure>) {
+        self.tcp.upstream_failed(&mut self.shared, cx, flow, failure.into());
     }
 
     /// How many octets may be read from the flow's upstream now. Where it is 0, the flow comes back from

@@ -12,7 +12,7 @@ use crate::dns::{self, Answer};
 use crate::icmp::{self, Unreachable};
 use crate::key::KeyedState;
 use crate::lease::Leases;
-use crate::record::{CloseReason, FlowRecord, NameSource, Outcome};
+use crate::record::{CloseReason, FlowBegin, FlowRecord, NameSource, Outcome};
 use crate::view::Packet;
 
 /// Control packets (errors, resets) that may wait for the TUN.
@@ -139,6 +139,43 @@ impl Shared {
         allowed
     }
 
+    /// Tells that a flow begins, if that is wanted.
+    pub(crate) fn announce(&mut self, begin: impl FnOnce() -> FlowBegin) {
+        if self.config.record_begin {
+            self.actions.push_back(Action::Begin(Box::new(begin())));
+        }
+    }
+
+    /// [`announce`](Self::announce) for a protocol without connections.
+    pub(crate) fn announce_use(
+        &mut self,
+        now: Instant,
+        protocol: Protocol,
+        ends: (SocketAddr, SocketAddr),
+        permit: &Permit,
+    ) {
+        let dialed = self.dialed(permit, ends.1);
+        self.announce(|| FlowBegin {
+            start: now,
+            now,
+            protocol,
+            source: ends.0,
+            destination: ends.1,
+            name: permit.name().cloned(),
+            name_source: permit.name().map(|_| NameSource::Dns),
+            verdict: permit.verdict(),
+            rule: permit.rule().clone(),
+            upstream: permit.upstream().clone(),
+            dialed,
+            connect_micros: None,
+        });
+    }
+
+    /// The address that the node itself sends to.
+    fn dialed(&self, permit: &Permit, destination: SocketAddr) -> Option<SocketAddr> {
+        permit.upstream().is_direct().then(|| self.dial_address(destination))
+    }
+
     pub(crate) fn record(&mut self, record: FlowRecord) {
         self.actions.push_back(Action::Record(Box::new(record)));
     }
@@ -171,6 +208,7 @@ impl Shared {
             packets_received: 0,
             connect_micros: None,
             close: CloseReason::Denied,
+            detail: None,
         });
     }
 
@@ -184,7 +222,7 @@ impl Shared {
         usage: &Usage,
         close: CloseReason,
     ) {
-        let dialed = permit.upstream().is_direct().then(|| self.target(permit, ends.1).dial);
+        let dialed = self.dialed(permit, ends.1);
         self.record(FlowRecord {
             start: usage.start,
             end: now,
@@ -203,6 +241,7 @@ impl Shared {
             packets_received: usage.packets_received,
             connect_micros: None,
             close,
+            detail: None,
         });
     }
 }

@@ -8,7 +8,7 @@ use tunproxy_policy::{Decision, FlowQuery, Permit, Protocol, Refusal};
 use super::flow::{Flow, State, Syn};
 use crate::dns::StreamTap;
 use crate::key::{End, Ends, FlowId};
-use crate::record::{CloseReason, FlowRecord, NameSource, Outcome};
+use crate::record::{CloseReason, FlowBegin, FlowRecord, NameSource, Outcome};
 use crate::sniff::{self, Sniffed};
 use crate::stack::Shared;
 use crate::stack::shared::settle;
@@ -191,11 +191,18 @@ impl Open {
     }
 }
 
+/// Why a flow did not get what it asked for.
+enum Trouble {
+    Refused(Refusal),
+    /// The upstream's words.
+    Failed(Box<str>),
+}
+
 /// What the flow's record will say.
 pub(super) struct Meta {
     pub(super) started: Instant,
     pub(super) permit: Permit,
-    pub(super) refusal: Option<Box<Refusal>>,
+    trouble: Option<Box<Trouble>>,
     pub(super) name_source: Option<NameSource>,
     pub(super) dialed: Option<End>,
     /// More than an hour does not occur: a SYN is held for seconds.
@@ -212,7 +219,7 @@ impl Meta {
             started: now,
             name_source: permit.name().map(|_| NameSource::Dns),
             permit,
-            refusal: None,
+            trouble: None,
             dialed: None,
             connect_micros: None,
             bytes_sent: 0,
@@ -227,16 +234,42 @@ impl Meta {
     }
 
     pub(super) fn refused(&mut self, refusal: Refusal) {
-        self.refusal = Some(Box::new(refusal));
+        self.trouble = Some(Box::new(Trouble::Refused(refusal)));
+    }
+
+    pub(super) fn failed(&mut self, detail: Option<Box<str>>) {
+        self.trouble = detail.map(|detail| Box::new(Trouble::Failed(detail)));
+    }
+
+    pub(super) fn begin(&self, now: Instant, ends: Ends) -> FlowBegin {
+        FlowBegin {
+            start: self.started,
+            now,
+            protocol: Protocol::Tcp,
+            source: ends.pod(),
+            destination: ends.remote(),
+            name: self.permit.name().cloned(),
+            name_source: self.name_source.filter(|_| self.permit.name().is_some()),
+            verdict: self.permit.verdict(),
+            rule: self.permit.rule().clone(),
+            upstream: self.permit.upstream().clone(),
+            dialed: self.dialed.map(SocketAddr::from),
+            connect_micros: self.connect_micros.map(u64::from),
+        }
     }
 
     pub(super) fn into_record(self, now: Instant, ends: Ends, close: CloseReason) -> FlowRecord {
-        let outcome = match &self.refusal {
+        let (refusal, detail) = match self.trouble.map(|trouble| *trouble) {
+            Some(Trouble::Refused(refusal)) => (Some(refusal), None),
+            Some(Trouble::Failed(detail)) => (None, Some(detail)),
+            None => (None, None),
+        };
+        let outcome = match &refusal {
             Some(refusal) => Outcome::Denied(refusal.reason),
             None => Outcome::Allowed(self.permit.verdict()),
         };
-        let rule = self.refusal.as_ref().map_or_else(|| self.permit.rule(), |refusal| &refusal.rule).clone();
-        let shown = self.refusal.and_then(|refusal| refusal.name);
+        let rule = refusal.as_ref().map_or_else(|| self.permit.rule(), |refusal| &refusal.rule).clone();
+        let shown = refusal.and_then(|refusal| refusal.name);
         let name = shown.or_else(|| self.permit.name().cloned());
         FlowRecord {
             start: self.started,
@@ -256,6 +289,7 @@ impl Meta {
             packets_received: self.packets_received,
             connect_micros: self.connect_micros.map(u64::from),
             close,
+            detail,
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::icmp::{self, Unreachable};
 use crate::key::{End, Ends, FlowId, KeyedState};
 use crate::limits::Limits;
 use crate::record::CloseReason;
-use crate::stack::{Action, Cx, DialFailure, Shared, Transmit};
+use crate::stack::{Action, Cx, DialFailure, Shared, Transmit, UpstreamFailure};
 use crate::timer::Timers;
 use crate::view::{self, Packet};
 
@@ -382,8 +382,17 @@ impl Tcp {
                 sh.actions.push_back(Action::Connect { flow: id, permit, target });
             }
         }
+        self.announce(sh, cx, id);
         self.resume(cx, id);
         self.advance_uplink(sh, cx, id);
+    }
+
+    /// Tells of a flow that has its name and its upstream now.
+    fn announce(&self, sh: &mut Shared, cx: &Cx<'_>, id: FlowId) {
+        let begun = |slot: &&Slot| slot.open().is_some_and(Open::may_send_up);
+        if let Some(slot) = self.slot(id).filter(begun) {
+            sh.announce(|| slot.meta.begin(cx.now, slot.ends));
+        }
     }
 
     // --- the upstream ---
@@ -417,6 +426,7 @@ impl Tcp {
                 self.resume(cx, id);
             }
         }
+        self.announce(sh, cx, id);
         self.touch(id);
     }
 
@@ -425,9 +435,10 @@ impl Tcp {
         sh: &mut Shared,
         cx: &mut Cx<'_>,
         id: FlowId,
-        failure: DialFailure,
+        UpstreamFailure { kind: failure, detail }: UpstreamFailure,
     ) {
-        let Some(slot) = self.slot(id) else { return };
+        let Some(slot) = self.slot_mut(id) else { return };
+        slot.meta.failed(detail);
         let ends = slot.ends;
         let reason = failure.close_reason();
         let Body::Held(held) = &slot.body else {
@@ -480,8 +491,11 @@ impl Tcp {
     ) {
         let Some(slot) = self.slot_mut(id) else { return };
         slot.meta.bytes_received += len as u64;
+        let remote = slot.ends.remote();
         let Some(open) = slot.open_mut() else { return };
-        if let Some(tap) = &mut open.tap {
+        if let Some(tap) = &mut open.tap
+            && sh.is_trusted_resolver(remote)
+        {
             tap.feed(&buffer.space()[..len], |answer| sh.learn(cx.now, &answer));
         }
         open.flow.sender.push(cx.pool, buffer, 0, len);

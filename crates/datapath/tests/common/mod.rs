@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Instant as Wall;
 
 use tunproxy_datapath::{
-    Action, Cx, DialFailure, Duration, FlowId, FlowRecord, Input, Instant, Limits, Pool, Stack, StackConfig,
-    Target, vnet,
+    Action, Cx, DialFailure, Duration, FlowBegin, FlowId, FlowRecord, Input, Instant, Limits, Pool, Stack,
+    StackConfig, Target, vnet,
 };
 use tunproxy_policy::model::Policies;
 use tunproxy_policy::{NodeDefault, NodeSettings, PolicySet, UpstreamRef, Workload, WorkloadPolicy};
@@ -39,6 +39,7 @@ pub fn config(policy: Arc<WorkloadPolicy>) -> StackConfig {
         resolvers: Arc::from([IpAddr::from([10, 96, 0, 10])]),
         dns_alias: None,
         policy,
+        record_begin: true,
         seed: [7; 16],
     }
 }
@@ -72,6 +73,7 @@ pub struct Engine {
     pub pool: Pool,
     pub upstreams: HashMap<FlowId, Upstream>,
     pub connects: Vec<(FlowId, Target, Option<String>)>,
+    pub begins: Vec<FlowBegin>,
     pub records: Vec<FlowRecord>,
     pub dial: Dial,
     /// Given to each new upstream.
@@ -93,6 +95,7 @@ impl Engine {
             pool: Pool::new(64 << 20),
             upstreams: HashMap::new(),
             connects: Vec::new(),
+            begins: Vec::new(),
             records: Vec::new(),
             dial: Dial::Connect,
             script: Box::new(Upstream::default),
@@ -161,6 +164,7 @@ impl Engine {
                     }
                 }
                 Action::Record(record) => self.records.push(*record),
+                Action::Begin(begin) => self.begins.push(*begin),
                 Action::OpenMapping { .. }
                 | Action::CloseMapping { .. }
                 | Action::OpenEcho { .. }

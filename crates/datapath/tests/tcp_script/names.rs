@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tunproxy_datapath::{CloseReason, Cx, NameSource};
+use tunproxy_datapath::{CloseReason, Cx, DialFailure, NameSource, UpstreamFailure};
 use tunproxy_policy::model::{
     Destination, EgressAction, EgressPolicy, Enforcement, KnownUpstreams, Limits, Policies, Rule,
 };
 use tunproxy_policy::selector::LabelSelector;
-use tunproxy_policy::{DomainPattern, NodeDefault, Workload, WorkloadPolicy};
+use tunproxy_policy::{DomainPattern, NodeDefault, Protocol, Workload, WorkloadPolicy};
 use tunproxy_testkit::packet;
 
 use crate::common::{self, config};
@@ -350,4 +350,56 @@ fn a_policy_that_now_allows_the_address_settles_the_flow() {
     s.engine.stack.set_policy(cx, common::allow_all());
     s.settle();
     s.expect(ACK).payload(b"220 hello");
+}
+
+#[test]
+fn a_flow_begins_once_when_it_has_its_name_and_its_upstream() {
+    let rules = vec![
+        rule(EgressAction::Allow, &["good.example"], None),
+        rule(EgressAction::Allow, &["bad.example"], Some("proxy")),
+    ];
+    for (name, upstream) in [("good.example", "direct"), ("bad.example", "proxy")] {
+        let mut s = with(rules.clone(), &["good.example", "bad.example"]);
+        s.engine.begins.clear();
+        s.connect(syn());
+        assert!(s.engine.begins.is_empty(), "it has shown no name yet");
+        s.pod(data(1, 1, &client_hello(name)));
+        let [begin] = s.engine.begins.as_slice() else { panic!("{:?}", s.engine.begins) };
+        assert_eq!(begin.name.as_ref().map(ToString::to_string).as_deref(), Some(name));
+        assert_eq!(begin.name_source, Some(NameSource::Sni));
+        assert_eq!((&*begin.upstream.0, begin.destination), (upstream, s.remote));
+    }
+}
+
+#[test]
+fn each_protocol_tells_of_what_was_let_through_and_of_nothing_else() {
+    let mut s = with(vec![rule(EgressAction::Allow, &["good.example"], None)], &["good.example"]);
+    let [dns] = s.engine.begins.as_slice() else { panic!("{:?}", s.engine.begins) };
+    assert_eq!((dns.protocol, dns.destination.to_string().as_str()), (Protocol::Udp, RESOLVER));
+    s.connect(syn());
+    s.engine.inject(s.now, &packet::echo_request(s.pod.ip(), s.remote.ip(), 7, 1, b"ping"));
+    s.engine.settle(s.now);
+    let protocols: Vec<_> = s.engine.begins.iter().map(|begin| begin.protocol).collect();
+    assert_eq!(protocols, [Protocol::Udp, Protocol::Tcp, Protocol::Icmp]);
+
+    s.engine.begins.clear();
+    s.fail(DialFailure::Refused);
+    s.begin_anew(77);
+    s.remote = "192.0.2.2:443".parse().expect("an address");
+    s.pod(syn());
+    assert!(s.engine.begins.is_empty(), "neither what failed nor what was refused: {:?}", s.engine.begins);
+}
+
+#[test]
+fn what_the_upstream_said_when_it_failed_is_in_the_record() {
+    let mut s = with(vec![rule(EgressAction::Allow, &["good.example"], None)], &["good.example"]);
+    s.dial(common::Dial::Never);
+    s.pod(syn());
+    let failure =
+        UpstreamFailure { kind: DialFailure::Failed, detail: Some("not allowed by ruleset".into()) };
+    let flow = s.flow();
+    s.engine.stack.upstream_failed(&mut Cx { now: s.now, pool: &mut s.engine.pool }, flow, failure);
+    s.engine.settle(s.now);
+    assert_eq!(s.record().close, CloseReason::UpstreamFailed);
+    assert_eq!(s.record().detail.as_deref(), Some("not allowed by ruleset"));
 }
