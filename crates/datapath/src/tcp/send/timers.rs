@@ -1,0 +1,78 @@
+//! The retransmission timer (RFC 6298) and the persist timer (RFC 9293 3.8.6.1); only one of them runs at a time.
+
+use smoltcp::time::{Duration, Instant};
+
+use super::{Expiry, MAX_PROBE_INTERVAL, MAX_RETRIES, Sender, Timer};
+
+impl Sender {
+    pub(super) fn arm_persist(&mut self, now: Instant) {
+        let waiting = self.nxt.before(self.end());
+        if waiting && self.una == self.nxt && matches!(self.timer, Timer::Off) {
+            self.timer = Timer::Persist(now + self.probe_interval());
+        }
+    }
+
+    pub(super) fn probe_interval(&self) -> Duration {
+        self.rtt.rto().min(MAX_PROBE_INTERVAL)
+    }
+
+    pub(crate) fn poll_at(&self) -> Option<Instant> {
+        match self.timer {
+            Timer::Off => None,
+            Timer::Retransmit(at) | Timer::Persist(at) => Some(at),
+        }
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Expiry {
+        match self.timer {
+            Timer::Retransmit(at) if at <= now => self.retransmission_timeout(now),
+            Timer::Persist(at) if at <= now => self.persist_timeout(now),
+            Timer::Off | Timer::Retransmit(_) | Timer::Persist(_) => Expiry::None,
+        }
+    }
+
+    pub(super) fn retransmission_timeout(&mut self, now: Instant) -> Expiry {
+        if self.rtt.backoff() >= MAX_RETRIES {
+            return Expiry::GiveUp;
+        }
+        if self.rtt.backoff() == 0 {
+            self.shrink_threshold();
+        }
+        self.rtt.back_off();
+        self.cwnd = u32::from(self.mss);
+        self.recovery = None;
+        self.sacked.clear();
+        self.dup_acks = 0;
+        self.timed = None;
+        self.timeout_point = self.max;
+        self.nxt = self.una;
+        self.cursor = (0, 0);
+        // A closed window now means that the pod dropped what it had no room for: ask, do not send.
+        if self.window == 0 {
+            self.timer = Timer::Persist(now + self.probe_interval());
+            self.unanswered_probes = self.unanswered_probes.saturating_add(1);
+            return Expiry::Probe;
+        }
+        self.timer = Timer::Retransmit(now + self.rtt.rto());
+        Expiry::Transmit
+    }
+
+    pub(super) fn persist_timeout(&mut self, now: Instant) -> Expiry {
+        if self.unanswered_probes >= MAX_RETRIES {
+            return Expiry::GiveUp;
+        }
+        if self.is_idle() {
+            self.timer = Timer::Off;
+            return Expiry::None;
+        }
+        self.unanswered_probes += 1;
+        self.rtt.back_off();
+        self.timer = Timer::Persist(now + self.probe_interval());
+        if self.window > 0 {
+            self.override_silly_window = true;
+            self.timer = Timer::Off;
+            return Expiry::Transmit;
+        }
+        Expiry::Probe
+    }
+}
