@@ -75,8 +75,8 @@ struct Happened<T> {
 }
 
 impl<T> Happened<T> {
-    fn now(workload: Arc<Workload>, what: T) -> Box<Self> {
-        Box::new(Self { at: SystemTime::now(), workload, what })
+    fn now(workload: Arc<Workload>, what: T) -> Self {
+        Self { at: SystemTime::now(), workload, what }
     }
 }
 
@@ -101,12 +101,12 @@ impl FlowLog {
 
     /// Queues a record of a flow that ended now. Never blocks.
     pub fn record(&self, workload: Arc<Workload>, record: FlowRecord) {
-        self.send(Message::Record(Happened::now(workload, record)));
+        self.send(Message::Record(Box::new(Happened::now(workload, record))));
     }
 
     /// Queues word of a flow that begins now. Never blocks.
     pub fn begin(&self, workload: Arc<Workload>, begin: FlowBegin) {
-        self.send(Message::Begin(Happened::now(workload, begin)));
+        self.send(Message::Begin(Box::new(Happened::now(workload, begin))));
     }
 
     /// Has the file opened anew, after an outside tool renamed it.

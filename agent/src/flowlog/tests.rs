@@ -157,7 +157,7 @@ fn a_full_disk_is_counted() {
         Writer { sink: Sink::open(&output).unwrap(), counters: Arc::default(), complained: None };
     // More than the buffer holds, so that some of it must meet the disk.
     for _ in 0..100 {
-        writer.handle(Message::Record(Happened::now(Arc::new(workload()), allowed())));
+        writer.handle(Message::Record(Box::new(Happened::now(Arc::new(workload()), allowed()))));
     }
     assert!(writer.counters.failed.load(Ordering::Relaxed) > 0);
     assert!(writer.complained.is_some());
