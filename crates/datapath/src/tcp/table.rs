@@ -4,28 +4,30 @@
 //! relay -> closed from either side, or both. A refused, unreachable or silent upstream is mirrored to the pod.
 
 mod invariants;
+mod names;
+mod replies;
+mod upstream;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
 use slab::Slab;
 use smoltcp::time::{Duration, Instant};
-use tunproxy_policy::{Decision, Permit, Protocol, Refusal};
+use tunproxy_policy::{Decision, Permit, Protocol};
 
-use super::flow::{Events, Flow, Link, State, Syn};
+use self::replies::{head_alone, refuse, reset_for_syn, reset_stray, send_alone, send_reset};
+use super::flow::{Events, State, Syn};
 use super::segment::{Outgoing, Segment};
-use super::send::MAX_SLIVER;
 use super::seq::Seq;
-use super::slot::{Body, Held, Meta, Open, Settled, Slot, Upstream};
+use super::slot::{Body, Held, Meta, Open, Slot, Upstream};
 use super::time_wait::{TimeWait, Verdict};
 use crate::buffer::PacketBuf;
 use crate::counters::DropReason;
 use crate::emit::Head;
-use crate::icmp::{self, Unreachable};
-use crate::key::{End, Ends, FlowId, KeyedState};
+use crate::key::{Ends, FlowId, KeyedState};
 use crate::limits::Limits;
 use crate::record::CloseReason;
-use crate::stack::{Action, Cx, DialFailure, Shared, Transmit, UpstreamFailure};
+use crate::stack::{Action, Cx, Shared, Transmit};
 use crate::timer::Timers;
 use crate::view::{self, Packet};
 
@@ -348,213 +350,6 @@ impl Tcp {
         }
     }
 
-    // --- names shown in the first octets ---
-
-    fn try_sniff(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId) {
-        let Some(slot) = self.slot_mut(id) else { return };
-        let remote = slot.ends.remote();
-        let Some(open) = slot.open_mut() else { return };
-        let Some(outcome) = open.sniff(sh, cx.now, remote) else { return };
-        self.settle_name(sh, cx, id, outcome);
-    }
-
-    fn settle_name(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId, outcome: Settled) {
-        let Some(slot) = self.slot_mut(id) else { return };
-        let remote = slot.ends.remote();
-        slot.meta.name_source = outcome.source.or(slot.meta.name_source);
-        let permit = match outcome.decision {
-            Ok(permit) => permit,
-            Err(refusal) => {
-                slot.meta.refused(refusal);
-                self.reset_pod(sh, cx, id, CloseReason::Denied, Leave::Abort);
-                return;
-            }
-        };
-        let same_upstream = permit.upstream() == slot.meta.permit.upstream()
-            && (permit.upstream().is_direct() || permit.name() == slot.meta.permit.name());
-        slot.meta.permit = permit.clone();
-        if let Some(open) = slot.open_mut() {
-            open.sniffing = None;
-            if !same_upstream {
-                open.upstream = Upstream::Redialing;
-                let target = sh.target(&permit, remote);
-                sh.actions.push_back(Action::Close { flow: id, abort: true });
-                sh.actions.push_back(Action::Connect { flow: id, permit, target });
-            }
-        }
-        self.announce(sh, cx, id);
-        self.resume(cx, id);
-        self.advance_uplink(sh, cx, id);
-    }
-
-    /// Tells of a flow that has its name and its upstream now.
-    fn announce(&self, sh: &mut Shared, cx: &Cx<'_>, id: FlowId) {
-        let begun = |slot: &&Slot| slot.open().is_some_and(Open::may_send_up);
-        if let Some(slot) = self.slot(id).filter(begun) {
-            sh.announce(|| slot.meta.begin(cx.now, slot.ends));
-        }
-    }
-
-    // --- the upstream ---
-
-    pub(crate) fn upstream_connected(
-        &mut self,
-        sh: &mut Shared,
-        cx: &mut Cx<'_>,
-        id: FlowId,
-        dialed: Option<SocketAddr>,
-    ) {
-        let link = link(&sh.config, self.slot(id).is_some_and(|slot| slot.ends.is_v6()));
-        let Some(slot) = self.slot_mut(id) else { return };
-        slot.meta.dialed = dialed.map(End::from);
-        match &mut slot.body {
-            Body::Held(held) => {
-                slot.meta.connected(cx.now);
-                let clock = (cx.now.total_micros() / 4) as u32;
-                let keyed = sh.hasher.hash((slot.ends, 0u8));
-                // RFC 6528: a clock of four microseconds plus a keyed function of the ends.
-                let iss = Seq(clock.wrapping_add(keyed as u32));
-                let flow = Flow::accept(cx.now, &held.syn, link, iss, (keyed >> 32) as u32);
-                let tap = sh.is_trusted_resolver(slot.ends.remote());
-                slot.body = Body::Open(Box::new(Open::new(cx.now, flow, held.fallback.take(), tap)));
-                self.pending -= 1;
-                self.half_open += 1;
-            }
-            Body::Open(open) => {
-                open.upstream = Upstream::Connected;
-                self.advance_uplink(sh, cx, id);
-                self.resume(cx, id);
-            }
-        }
-        self.announce(sh, cx, id);
-        self.touch(id);
-    }
-
-    pub(crate) fn upstream_failed(
-        &mut self,
-        sh: &mut Shared,
-        cx: &mut Cx<'_>,
-        id: FlowId,
-        UpstreamFailure { kind: failure, detail }: UpstreamFailure,
-    ) {
-        let Some(slot) = self.slot_mut(id) else { return };
-        slot.meta.failed(detail);
-        let ends = slot.ends;
-        let reason = failure.close_reason();
-        let Body::Held(held) = &slot.body else {
-            self.reset_pod(sh, cx, id, reason, Leave::Close);
-            return;
-        };
-        let syn = held.syn;
-        let unreachable = match failure {
-            DialFailure::NetworkUnreachable => Some(Unreachable::Network),
-            DialFailure::HostUnreachable => Some(Unreachable::Host),
-            DialFailure::Refused | DialFailure::Failed | DialFailure::Unsupported | DialFailure::Limit => {
-                refuse_syn(sh, &ends, syn.seq);
-                None
-            }
-            // The pod's own timer tells it.
-            DialFailure::TimedOut => None,
-        };
-        if let Some(kind) = unreachable
-            && sh.allow_error(cx.now)
-        {
-            sh.counters.icmp_errors_sent += 1;
-            sh.send_control(icmp::error_for_syn(kind, ends.pod(), ends.remote(), syn.seq));
-        }
-        self.remove(sh, cx, id, reason, Leave::Close);
-    }
-
-    pub(crate) fn downlink_room(&mut self, cx: &Cx<'_>, id: FlowId) -> usize {
-        let exhausted = cx.pool.is_exhausted();
-        let Some(slot) = self.slot_mut(id) else { return 0 };
-        let headers = if slot.ends.is_v6() { 40 + 32 } else { 20 + 32 };
-        let Some(open) = slot.open_mut() else { return 0 };
-        let room = open.room(SEND_CEILING, exhausted);
-        open.starved = room == 0;
-        let mss = usize::from(open.flow.sender.mss());
-        let largest = MAX_PACKET - headers;
-        let largest = largest - largest % mss;
-        match room.min(largest) {
-            room if room >= MAX_SLIVER => room - room % mss,
-            room => room,
-        }
-    }
-
-    pub(crate) fn downlink_data(
-        &mut self,
-        sh: &mut Shared,
-        cx: &mut Cx<'_>,
-        id: FlowId,
-        buffer: &mut PacketBuf,
-        len: usize,
-    ) {
-        let Some(slot) = self.slot_mut(id) else { return };
-        slot.meta.bytes_received += len as u64;
-        let remote = slot.ends.remote();
-        let Some(open) = slot.open_mut() else { return };
-        if let Some(tap) = &mut open.tap
-            && sh.is_trusted_resolver(remote)
-        {
-            tap.feed(&buffer.space()[..len], |answer| sh.learn(cx.now, &answer));
-        }
-        open.flow.sender.push(cx.pool, buffer, 0, len);
-        self.touch(id);
-    }
-
-    pub(crate) fn downlink_eof(&mut self, _sh: &mut Shared, _cx: &mut Cx<'_>, id: FlowId) {
-        let Some(open) = self.open_mut(id) else { return };
-        open.flow.sender.queue_fin();
-        self.touch(id);
-    }
-
-    pub(crate) fn upstream_reset(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId) {
-        let Some(slot) = self.slot(id) else { return };
-        if slot.linked {
-            self.reset_pod(sh, cx, id, CloseReason::ResetByPeer, Leave::Close);
-        } else {
-            self.remove(sh, cx, id, CloseReason::Finished, Leave::Close);
-        }
-    }
-
-    // --- uplink ---
-
-    pub(crate) fn poll_uplink(&mut self) -> Option<FlowId> {
-        while let Some(id) = self.uplinks.pop_front() {
-            if let Some(slot) = self.slot_mut(id) {
-                slot.uplink_queued = false;
-                return Some(id);
-            }
-        }
-        None
-    }
-
-    pub(crate) fn poll_resumed(&mut self) -> Option<FlowId> {
-        self.resumed.pop_front()
-    }
-
-    pub(crate) fn uplink(&self, id: FlowId) -> impl Iterator<Item = &[u8]> {
-        self.slot(id)
-            .and_then(Slot::open)
-            .filter(|open| open.may_send_up())
-            .into_iter()
-            .flat_map(|open| open.flow.receiver.uplink().chunks())
-    }
-
-    pub(crate) fn uplink_sent(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId, octets: usize) {
-        let Some(slot) = self.slot_mut(id) else { return };
-        slot.meta.bytes_sent += octets as u64;
-        let Some(open) = slot.open_mut() else { return };
-        if open.flow.uplink_drained(cx.pool, octets) {
-            self.touch(id);
-        }
-        let Some(open) = self.open_mut(id) else { return };
-        if open.flow.receiver.uplink().is_empty() && open.flow.receiver.is_closed() {
-            self.advance_uplink(sh, cx, id);
-            self.finish_if_closed(sh, cx, id);
-        }
-    }
-
     // --- packets for the pod ---
 
     pub(crate) fn poll_transmit(&mut self, sh: &mut Shared, cx: &mut Cx<'_>) -> Option<Transmit<'_>> {
@@ -588,48 +383,7 @@ impl Tcp {
         Some(Transmit { head, payload })
     }
 
-    // --- policy and the end ---
-
-    pub(crate) fn reevaluate(&mut self, sh: &mut Shared, cx: &mut Cx<'_>) {
-        let ids: Vec<_> = self.slots.iter().map(|(_, slot)| slot.id).collect();
-        for id in ids {
-            match self.slot_mut(id).map(|slot| slot.fallback_mut().is_some()) {
-                Some(true) => self.reevaluate_unnamed(sh, cx, id),
-                Some(false) => self.reevaluate_settled(sh, cx, id),
-                None => {}
-            }
-        }
-    }
-
-    fn reevaluate_settled(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId) {
-        let Some(slot) = self.slot_mut(id) else { return };
-        match sh.still_allowed(&slot.meta.permit, Protocol::Tcp, slot.ends.remote()) {
-            // The upstream a flow runs over stays; rule and verdict are those of today.
-            Ok(permit) if permit.upstream() == slot.meta.permit.upstream() => slot.meta.permit = permit,
-            Ok(_) => {}
-            Err(refusal) => {
-                slot.meta.refused(refusal);
-                self.reset_pod(sh, cx, id, CloseReason::PolicyChanged, Leave::Abort);
-            }
-        }
-    }
-
-    /// The flow has shown no name yet, and what held without one was yesterday's policy: the question is asked anew.
-    fn reevaluate_unnamed(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId) {
-        let Some(slot) = self.slot_mut(id) else { return };
-        let decision = sh.decide(cx.now, Protocol::Tcp, slot.ends.remote());
-        match decision {
-            Decision::ByName { fallback, .. } => slot.set_fallback(fallback),
-            Decision::Allow(permit) if slot.open().is_some() => {
-                self.settle_name(sh, cx, id, Settled { decision: Ok(permit), source: None });
-            }
-            Decision::Allow(_) => slot.set_fallback(Box::new(decision)),
-            Decision::Deny(refusal) => {
-                slot.meta.refused(refusal);
-                self.reset_pod(sh, cx, id, CloseReason::PolicyChanged, Leave::Abort);
-            }
-        }
-    }
+    // --- the end ---
 
     pub(crate) fn close_all(&mut self, sh: &mut Shared, cx: &mut Cx<'_>) {
         let ids: Vec<_> = self.slots.iter().map(|(_, slot)| slot.id).collect();
@@ -752,62 +506,4 @@ fn arm(timers: &mut Timers<FlowId>, slot: &mut Slot) {
     if let Some(at) = slot.poll_at() {
         timers.arm(&mut slot.armed, at, slot.id);
     }
-}
-
-fn link(config: &crate::stack::StackConfig, v6: bool) -> Link {
-    let headers = if v6 { 60 } else { 40 };
-    Link {
-        mss: config.mtu.saturating_sub(headers).max(super::MIN_MSS),
-        default_mss: if v6 { 1_220 } else { 536 },
-        receive_buffer: config.limits.receive_buffer,
-    }
-}
-
-/// RFC 9293 3.10.7.3: the reset that answers a SYN.
-fn reset_for_syn(seq: Seq) -> Outgoing {
-    let mut outgoing = Outgoing::new(Seq(0), Some(seq + 1), 0);
-    outgoing.rst = true;
-    outgoing
-}
-
-/// Not limited in rate: it is one answer to one question of the pod, and silence would cost the pod a second.
-fn refuse_syn(sh: &mut Shared, ends: &Ends, seq: Seq) {
-    sh.counters.resets_sent += 1;
-    send_alone(sh, ends, &reset_for_syn(seq));
-}
-
-fn refuse(sh: &mut Shared, now: Instant, ends: &Ends, segment: &Segment, refusal: Refusal) {
-    refuse_syn(sh, ends, segment.seq);
-    sh.record_refusal(now, Protocol::Tcp, ends.pod(), ends.remote(), refusal);
-}
-
-/// The reset for a segment of no connection (RFC 9293 3.10.7.1).
-fn reset_stray(sh: &mut Shared, now: Instant, ends: &Ends, segment: &Segment) {
-    let mut outgoing = match segment.ack {
-        Some(ack) => Outgoing::new(ack, None, 0),
-        None => Outgoing::new(Seq(0), Some(segment.end()), 0),
-    };
-    outgoing.rst = true;
-    send_reset(sh, now, ends, &outgoing);
-}
-
-fn send_reset(sh: &mut Shared, now: Instant, ends: &Ends, outgoing: &Outgoing) {
-    if sh.allow_error(now) {
-        sh.counters.resets_sent += 1;
-        send_alone(sh, ends, outgoing);
-    }
-}
-
-/// Sends a segment without payload that belongs to no flow, or to one that ends with it.
-fn send_alone(sh: &mut Shared, ends: &Ends, outgoing: &Outgoing) {
-    let head = head_alone(sh, ends, outgoing);
-    sh.send_control(head.bytes().to_vec());
-}
-
-fn head_alone(sh: &Shared, ends: &Ends, outgoing: &Outgoing) -> Head {
-    let mut head = outgoing.head(ends.remote(), ends.pod());
-    if !sh.config.offload {
-        head.complete(&[]);
-    }
-    head
 }
