@@ -68,6 +68,7 @@ impl World {
             resolvers: Arc::from([IpAddr::from([10, 96, 0, 10])]),
             dns_alias: None,
             policy: policy(NodeDefault::Allow),
+            record_begin: true,
             seed: [3; 16],
         };
         Self {
@@ -161,6 +162,7 @@ impl World {
                 | Action::CloseMapping { .. }
                 | Action::OpenEcho { .. }
                 | Action::CloseEcho { .. }
+                | Action::Begin(_)
                 | Action::Record(_) => {}
             }
         }
