@@ -30,7 +30,8 @@ pub struct Limits {
     /// Idle time of UDP flows to ports 53 and 123: one question, one answer.
     pub udp_query_idle: Duration,
     pub echo_idle: Duration,
-    /// ICMP errors and RSTs without a flow, a second; beyond it they are counted and not sent.
+    /// ICMP errors and resets of stray segments, a second; beyond it they are counted and not sent. The reset that refuses
+    /// a SYN is not limited.
     pub errors_per_second: u32,
 }
 
