@@ -1,3 +1,5 @@
+use std::time::{Duration, Instant};
+
 use super::*;
 use crate::netns::NetNs;
 use crate::testing::{Pod, ip, ip_fails, is_root, snapshot};
