@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tunproxy_e2e::{Path, Report, World, WorldOptions, rows};
-use tunproxy_testkit::{Host, Namespace, root_or_skip, wait};
+use tunproxy_testkit::{AgentProcess, Host, Namespace, root_or_skip, wait};
 
 const LIMIT: Duration = Duration::from_secs(20);
+/// Longer than any closed flow may linger.
+const SETTLED: Duration = Duration::from_secs(90);
 
 /// A server that answers each connection with one byte and closes, on two threads.
 fn one_byte_server(outside: &Namespace) -> Result<SocketAddr> {
@@ -53,6 +55,48 @@ fn short_connections(pod: &Namespace, to: SocketAddr, count: u64) -> Result<()> 
     })
 }
 
+/// What the agent holds once no flow lives any more.
+struct Held {
+    flows: u64,
+    descriptors: usize,
+    memory: u64,
+}
+
+impl Held {
+    fn at_rest(agent: &AgentProcess) -> Result<Self> {
+        wait::until_true("every flow to end", SETTLED, || agent.live_flows().is_ok_and(|flows| flows == 0))
+            .with_context(|| format!("{:?} flows live", agent.live_flows()))?;
+        Ok(Self {
+            flows: agent.live_flows()?,
+            descriptors: agent.open_descriptors()?,
+            memory: agent.rss_kib()?,
+        })
+    }
+}
+
+/// As many flows as before, and at most 5 % more of everything else.
+fn nothing_stays(report: &mut Report, agent: &AgentProcess, before: &Held) {
+    report.row("as many flows as before", || {
+        let flows = Held::at_rest(agent)?.flows;
+        ensure!(flows == before.flows, "{flows} instead of {}", before.flows);
+        Ok(())
+    });
+    report.row("descriptors within 5 %", || {
+        let most = before.descriptors + before.descriptors / 20;
+        wait::until_true(format!("at most {most} descriptors"), LIMIT, || {
+            agent.open_descriptors().is_ok_and(|now| now <= most)
+        })
+        .with_context(|| format!("now {:?}", agent.open_descriptors()))
+    });
+    report.row("memory within 5 %", || {
+        let most = before.memory + before.memory / 20;
+        wait::until_true(format!("at most {most} KiB"), SETTLED, || {
+            agent.rss_kib().is_ok_and(|now| now <= most)
+        })
+        .with_context(|| format!("now {:?} KiB", agent.rss_kib()))
+    });
+}
+
 fn churn(path: Path) {
     if !root_or_skip() {
         return;
@@ -66,22 +110,10 @@ fn churn(path: Path) {
     let mut report = Report::default();
     // The first round brings the allocator and every pool to their working size.
     report.row("warm up: 20,000 connections", || short_connections(&pod, server, 20_000));
-    let before =
-        world.agent.as_ref().map(|agent| (agent.open_descriptors().unwrap(), agent.rss_kib().unwrap()));
+    let before = world.agent.as_ref().map(|agent| Held::at_rest(agent).unwrap());
     report.row("20,000 short connections", || short_connections(&pod, server, 20_000));
-    if let (Some(agent), Some((descriptors, memory))) = (&world.agent, before) {
-        report.row("as many descriptors as before", || {
-            let slack = descriptors / 20 + 4;
-            wait::until_true("descriptors to be closed", LIMIT, || {
-                agent.open_descriptors().is_ok_and(|now| now <= descriptors + slack)
-            })
-        });
-        report.row("memory within 5 %", || {
-            wait::until_true(format!("back to {memory} KiB"), Duration::from_secs(90), || {
-                agent.rss_kib().is_ok_and(|now| now <= memory + memory / 20)
-            })
-            .with_context(|| format!("now {} KiB", agent.rss_kib().unwrap_or_default()))
-        });
+    if let (Some(agent), Some(before)) = (&world.agent, before) {
+        nothing_stays(&mut report, agent, &before);
     }
     report.row("no leak", || rows::no_leak(&world, path));
     report.finish();

@@ -130,6 +130,13 @@ impl AgentProcess {
         Ok(body)
     }
 
+    /// Live flows of all pods.
+    pub fn live_flows(&self) -> Result<u64> {
+        let status: Value = serde_json::from_str(&self.admin("/status")?)?;
+        let pods = status["pods"].as_array().context("/status has no pods")?;
+        pods.iter().map(|pod| pod["flows"].as_u64().context("a pod without flows")).sum()
+    }
+
     /// Every record of the flow log so far.
     pub fn flows(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.directory.path().join("flows.jsonl")).unwrap_or_default();
