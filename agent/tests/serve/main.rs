@@ -1,0 +1,6 @@
+//! `tunproxy-agent serve` with pods that are really attached: the test plays the plugin.
+
+mod attachments;
+mod documents;
+mod flows;
+mod lab;
