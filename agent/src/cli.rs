@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 
 use crate::commands::{explain::ExplainArgs, validate::ValidateArgs};
 use crate::config::{ConfigFlags, DefaultAction};
@@ -34,6 +34,16 @@ pub struct Cli {
     pub no_color: bool,
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// The commands that a person types: what a shell is to complete.
+    pub fn offered() -> clap::Command {
+        let all = Self::command();
+        let subcommands: Vec<_> =
+            all.get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect();
+        clap::Command::new("tunproxy-agent").args(all.get_arguments().cloned()).subcommands(subcommands)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -96,7 +106,13 @@ pub struct ExecArgs {
     #[arg(long, default_value = "warn", value_name = "FILTER", env = "TUNPROXY_LOG_LEVEL")]
     pub log_level: String,
     /// The command and its arguments.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD",
+        value_hint = ValueHint::CommandWithArguments
+    )]
     pub command: Vec<OsString>,
 }
 
@@ -232,8 +248,6 @@ fn parse_mark(text: &str) -> Result<u32, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -55,10 +55,12 @@ fn report(result: anyhow::Result<ExitCode>, failed: u8) -> ExitCode {
 }
 
 fn print_completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
-    let mut command = Cli::command();
+    let mut command = Cli::offered();
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut command, "tunproxy-agent", &mut text);
-    std::io::stdout().lock().write_all(&text)?;
+    // clap_complete 4.6 spells the hyphen of the program's name in two ways for bash, and no subcommand is found.
+    let text = String::from_utf8(text)?.replace("tunproxy__subcmd__agent", "tunproxy__agent");
+    std::io::stdout().lock().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
