@@ -11,6 +11,8 @@ pub struct Key {
     pub is_list: bool,
     pub value_name: &'static str,
     pub help: &'static str,
+    /// Why setting it changes nothing in this version.
+    pub idle: Option<&'static str>,
     pub(super) set: fn(&mut Config, &Raw) -> Result<(), Wrong>,
     pub(super) show: fn(&Config) -> Vec<String>,
 }
@@ -46,6 +48,11 @@ impl Key {
         }
     }
 
+    const fn idle(mut self, reason: &'static str) -> Self {
+        self.idle = Some(reason);
+        self
+    }
+
     const fn scalar(
         path: &'static str,
         value_name: &'static str,
@@ -53,7 +60,7 @@ impl Key {
         set: fn(&mut Config, &Raw) -> Result<(), Wrong>,
         show: fn(&Config) -> Vec<String>,
     ) -> Self {
-        Self { path, is_list: false, value_name, help, set, show }
+        Self { path, is_list: false, value_name, help, idle: None, set, show }
     }
 
     const fn list(
@@ -63,7 +70,7 @@ impl Key {
         set: fn(&mut Config, &Raw) -> Result<(), Wrong>,
         show: fn(&Config) -> Vec<String>,
     ) -> Self {
-        Self { path, is_list: true, value_name, help, set, show }
+        Self { path, is_list: true, value_name, help, idle: None, set, show }
     }
 }
 
@@ -127,24 +134,26 @@ pub static KEYS: &[Key] = &[
     Key::list(
         "networks.pods",
         "CIDR",
-        "Pod networks: reached by the pod's main interface",
+        "Pod networks: pods added from now on reach them by the main plugin's interface, past the TUN and policy, but for \
+         DNS (port 53); a standalone pod has no such interface and does not",
         set!(networks.pods = Raw::networks),
         |config| config.networks.pods.iter().map(ToString::to_string).collect(),
     ),
     Key::list(
         "networks.services",
         "CIDR",
-        "Service networks: reached by the pod's main interface, but for DNS",
+        "Service networks: reached as the pod networks are",
         set!(networks.services = Raw::networks),
         |config| config.networks.services.iter().map(ToString::to_string).collect(),
     ),
     Key::list(
         "networks.nodes",
         "CIDR",
-        "Node networks; read and kept for the host gate, without effect in this version",
+        "Node networks; without effect in this version: they are for the host gate, which is not there yet",
         set!(networks.nodes = Raw::networks),
         |config| config.networks.nodes.iter().map(ToString::to_string).collect(),
-    ),
+    )
+    .idle("without effect in this version"),
     Key::scalar(
         "default",
         "ACTION",

@@ -6,13 +6,13 @@ use super::{KEYS, Loaded, Origin};
 
 impl fmt::Display for Loaded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines: Vec<(String, Option<&Origin>)> = self.lines();
+        let lines = self.lines();
         let width =
-            lines.iter().filter(|(_, origin)| origin.is_some()).map(|(text, _)| text.chars().count()).max();
+            lines.iter().filter(|line| line.remark.is_some()).map(|line| line.text.chars().count()).max();
         let width = width.unwrap_or(0).min(60);
-        for (text, origin) in lines {
-            match origin {
-                Some(origin) => writeln!(f, "{text:<width$}  # {origin}")?,
+        for Line { text, remark } in lines {
+            match remark {
+                Some(remark) => writeln!(f, "{text:<width$}  # {remark}")?,
                 None => writeln!(f, "{text}")?,
             }
         }
@@ -20,20 +20,36 @@ impl fmt::Display for Loaded {
     }
 }
 
+struct Line {
+    text: String,
+    /// Absent for the head of a group.
+    remark: Option<String>,
+}
+
 impl Loaded {
-    fn lines(&self) -> Vec<(String, Option<&Origin>)> {
+    /// Keys that somebody set although they change nothing, with the reason.
+    pub fn idle(&self) -> impl Iterator<Item = (&'static str, &'static str)> + '_ {
+        let set = KEYS.iter().zip(&self.origins).filter(|(_, origin)| **origin != Origin::Default);
+        set.filter_map(|(key, _)| Some((key.path, key.idle?)))
+    }
+
+    fn lines(&self) -> Vec<Line> {
         let mut lines = Vec::new();
         let mut group = "";
         for (key, origin) in KEYS.iter().zip(&self.origins) {
             let (parent, name) = key.path.split_once('.').unwrap_or(("", key.path));
             if parent != group && !parent.is_empty() {
-                lines.push((format!("{parent}:"), None));
+                lines.push(Line { text: format!("{parent}:"), remark: None });
             }
             group = parent;
             let indent = if parent.is_empty() { "" } else { "  " };
             let values: Vec<String> = (key.show)(&self.config).iter().map(|value| scalar(value)).collect();
             let value = if key.is_list { format!("[{}]", values.join(", ")) } else { values.concat() };
-            lines.push((format!("{indent}{name}: {value}"), Some(origin)));
+            let remark = match key.idle {
+                Some(reason) => format!("{origin}; {reason}"),
+                None => origin.to_string(),
+            };
+            lines.push(Line { text: format!("{indent}{name}: {value}"), remark: Some(remark) });
         }
         lines
     }

@@ -127,6 +127,16 @@ fn what_is_printed_is_a_file_with_the_same_meaning() {
 }
 
 #[test]
+fn a_setting_without_effect_says_so() {
+    let loaded = load("networks: {nodes: [192.0.2.0/24]}", &[], &[]).unwrap();
+    assert_eq!(loaded.idle().collect::<Vec<_>>(), [("networks.nodes", "without effect in this version")]);
+    let printed = loaded.to_string();
+    let line = printed.lines().find(|line| line.contains("nodes: ")).unwrap();
+    assert!(line.ends_with("agent.yaml:1; without effect in this version"), "{line}");
+    assert_eq!(load("", &[], &[]).unwrap().idle().count(), 0, "nobody is bothered who did not set it");
+}
+
+#[test]
 fn a_password_is_not_printed() {
     let loaded = load("", &[], &["--upstream", "socks5://me:hunter2@proxy:1080"]).unwrap();
     assert!(!loaded.to_string().contains("hunter2"), "{loaded}");

@@ -50,8 +50,11 @@ pub fn run(args: &ServeArgs, no_color: bool) -> anyhow::Result<ExitCode> {
         print!("{loaded}");
         return Ok(ExitCode::SUCCESS);
     }
+    logging::start(&loaded.config.log.level, loaded.config.log.format, no_color)?;
+    for (key, reason) in loaded.idle() {
+        tracing::warn!(key, "a setting is {reason}");
+    }
     let config = loaded.config;
-    logging::start(&config.log.level, config.log.format, no_color)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
