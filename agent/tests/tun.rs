@@ -4,15 +4,18 @@ use std::fs;
 use std::io::Read;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::process::{Command, Stdio};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
+use tun_rs::{DeviceBuilder, Layer};
 use tunproxy_linux_net::tun::{self, TunSpec};
 use tunproxy_linux_net::{NetNs, Netlink};
 use tunproxy_testkit::process::Background;
+use tunproxy_testkit::servers::{Nginx, WebNames};
 use tunproxy_testkit::{Host, Namespace, Topology, Wire, root_or_skip, wait};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_tunproxy-agent");
@@ -189,15 +192,87 @@ fn a_descriptor_of_the_parents_is_served() {
     command
         .args(["tun", "--fd", "0", "--default", "Deny"])
         .stdin(Stdio::from(tun.queues.into_iter().next().unwrap()));
-    let mut agent = command.stdout(Stdio::null()).stderr(output).spawn().unwrap();
+    let agent = Killed(command.stdout(Stdio::null()).stderr(output).spawn().unwrap());
     wait::until_true("the agent to serve", LIMIT, || {
         fs::read_to_string(&log).is_ok_and(|text| text.contains("serving"))
     })
     .unwrap();
     let refused = lab.node().tcp_connect(format_address("203.0.113.1"), LIMIT).unwrap_err();
-    agent.kill().unwrap();
-    agent.wait().unwrap();
+    drop(agent);
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+/// As programs without offload open it: packets as they are on a wire, with checksums and no larger than the MTU.
+#[test]
+fn a_descriptor_without_virtio_headers_carries_curl_both_ways() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let site = WebNames {
+        addresses: Host::OtherWeb.both().map(IpAddr::from).into(),
+        names: vec!["web.test".into()],
+    };
+    let nginx = Nginx::start(&lab.topology.outside, &[site]).unwrap();
+    let queue = plain_tun(&lab);
+    let log = lab.files.path().join("agent.log");
+    let mut command = lab.node().command_with_resolver(AGENT);
+    command.args(["tun", "--fd", "0"]).stdin(Stdio::from(queue)).stdout(Stdio::null());
+    let _agent = Killed(command.stderr(fs::File::create(&log).unwrap()).spawn().unwrap());
+    wait::until_true("the agent to serve", LIMIT, || {
+        fs::read_to_string(&log).is_ok_and(|text| text.contains("serving"))
+    })
+    .unwrap();
+
+    let bytes: Vec<u8> = (0..3_000_000u32).flat_map(|number| (number % 251).to_be_bytes()).collect();
+    fs::write(nginx.files().join("large"), &bytes).unwrap();
+    for (source, host) in [("198.18.0.1", "198.51.100.11"), ("fd00:18::1", "[2001:db8:100::b]")] {
+        let local = lab.files.path().join("local");
+        let there = local.display();
+        let curl = |rest: &str| {
+            let line = format!("curl -f --no-progress-meter -g --max-time 60 --interface {source} {rest}");
+            lab.node().run(&line).unwrap()
+        };
+        curl(&format!("-o {there} http://{host}/files/large"));
+        assert!(fs::read(&local).unwrap() == bytes, "what came down over {source} differs");
+        curl(&format!("-T {there} http://{host}/upload/large"));
+        assert!(
+            fs::read(nginx.uploads().join("large")).unwrap() == bytes,
+            "what went up over {source} differs"
+        );
+        fs::remove_file(nginx.uploads().join("large")).unwrap();
+        let seen = curl(&format!("http://{host}/"));
+        assert!(!seen.contains(source), "it went past the agent: {seen}");
+    }
+}
+
+/// A TUN that only `IFF_NO_PI` was asked of; what comes from its own addresses is routed into it.
+fn plain_tun(lab: &Lab) -> OwnedFd {
+    let netns = NetNs::open(&lab.node().path()).unwrap();
+    let open = || DeviceBuilder::new().name("tunx").layer(Layer::L3).offload(false).build_sync().unwrap();
+    let queue = netns.run(|| open().as_fd().try_clone_to_owned().unwrap()).unwrap();
+    for line in [
+        "link set tunx up",
+        "addr add 198.18.0.1/30 dev tunx",
+        "addr add fd00:18::1/64 dev tunx nodad",
+        "route add default dev tunx table 100",
+        "-6 route add default dev tunx table 100",
+        "rule add from 198.18.0.1 lookup 100",
+        "-6 rule add from fd00:18::1 lookup 100",
+    ] {
+        lab.node().ip(line).unwrap();
+    }
+    queue
+}
+
+/// Does not outlive the test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]
