@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueHint};
 
 use crate::commands::{explain::ExplainArgs, validate::ValidateArgs};
 use crate::config::{ConfigFlags, DefaultAction};
@@ -30,7 +30,7 @@ Examples:
 #[command(name = "tunproxy-agent", version, after_help = EXAMPLES, max_term_width = 110)]
 pub struct Cli {
     /// Print without colours (so does the variable NO_COLOR, or an output that is not a terminal).
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 900)]
     pub no_color: bool,
     #[command(subcommand)]
     pub command: Command,
@@ -68,12 +68,12 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  tunproxy-agent serve --config /etc/tunproxy/agent.yaml --policy /etc/tunproxy/policies
+  tunproxy-agent serve --config agent.yaml --policy /etc/tunproxy/policies
   tunproxy-agent serve --config agent.yaml --print-config
   TUNPROXY_WORKERS=4 tunproxy-agent serve --flow-log-path stdout")]
 pub struct ServeArgs {
     /// The settings' file; without it, defaults, environment and flags.
-    #[arg(long, value_name = "FILE", env = "TUNPROXY_CONFIG")]
+    #[arg(long, value_name = "FILE", hide_env_values = true, env = "TUNPROXY_CONFIG")]
     pub config: Option<PathBuf>,
     /// Print the settings in force and where each comes from, and end.
     #[arg(long)]
@@ -91,8 +91,9 @@ pub struct ServeArgs {
 #[command(after_help = "\
 Examples:
   tunproxy-agent exec --policy policy.yaml -- curl https://api.example.com
-  tunproxy-agent exec --upstream socks5://127.0.0.1:1080 -- git clone https://git.example.com/r.git
-  tunproxy-agent exec --policy policies/ --namespace shop --labels app=web --log flows.jsonl -- ./run-tests
+  tunproxy-agent exec --upstream socks5://127.0.0.1:1080 -- git fetch
+  tunproxy-agent exec --policy policies/ --labels app=web -- ./run-tests
+  tunproxy-agent exec --log flows.jsonl --log-begin -- ./run-tests
   tunproxy-agent exec --default Deny -- sh          (nothing leaves)")]
 pub struct ExecArgs {
     #[command(flatten)]
@@ -103,13 +104,18 @@ pub struct ExecArgs {
     #[arg(long, short)]
     pub quiet: bool,
     /// How much the agent itself says on standard error: error, warn, info, debug, trace.
-    #[arg(long, default_value = "warn", value_name = "FILTER", env = "TUNPROXY_LOG_LEVEL")]
+    #[arg(
+        long,
+        default_value = "warn",
+        value_name = "FILTER",
+        hide_env_values = true,
+        env = "TUNPROXY_LOG_LEVEL"
+    )]
     pub log_level: String,
     /// The command and its arguments.
     #[arg(
         required = true,
         trailing_var_arg = true,
-        allow_hyphen_values = true,
         value_name = "CMD",
         value_hint = ValueHint::CommandWithArguments
     )]
@@ -122,32 +128,39 @@ pub struct ExecArgs {
 /// With --setup it gets addresses and routes that send this host's traffic into it, and all of it is removed at the
 /// end; the agent's own connections stay outside by their firewall mark.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(group = ArgGroup::new("tun").required(true), after_help = "\
 Examples:
-  ip tuntap add mode tun dev tun0 && ip addr add 198.18.0.1/15 dev tun0 && ip link set tun0 up
+  ip tuntap add mode tun dev tun0
+  ip addr add 198.18.0.1/15 dev tun0 && ip link set tun0 up
   tunproxy-agent tun --device tun0 --upstream socks5://127.0.0.1:1080
 
   tunproxy-agent tun --device tun0 --setup --policy policy.yaml --log flows.jsonl
-  tunproxy-agent tun --fd 3 --upstream direct://          (a TUN that the parent process opened)")]
+  tunproxy-agent tun --fd 3          (a TUN that the parent process opened)")]
 pub struct TunArgs {
     /// The TUN's name; made if it does not exist.
-    #[arg(long, value_name = "NAME", required_unless_present = "fd", conflicts_with = "fd")]
+    #[arg(long, value_name = "NAME", group = "tun")]
     pub device: Option<String>,
-    /// A descriptor of a TUN, inherited from the parent process.
-    #[arg(long, value_name = "N")]
+    /// A descriptor of a TUN that was opened with IFF_NO_PI, inherited from the parent process.
+    #[arg(long, value_name = "N", group = "tun")]
     pub fd: Option<RawFd>,
     /// Add addresses and routes, and remove them at the end.
     #[arg(long, conflicts_with = "fd")]
     pub setup: bool,
     /// Firewall mark of the agent's own connections, which routing keeps out of the TUN.
-    #[arg(long, default_value_t = 0x7470, value_name = "N", value_parser = parse_mark)]
+    #[arg(long, default_value = "0x7470", value_name = "N", value_parser = parse_mark)]
     pub mark: u32,
     #[command(flatten)]
     pub policy: PolicyArgs,
     #[command(flatten)]
     pub record: RecordArgs,
     /// How much to say on standard error: error, warn, info, debug, trace.
-    #[arg(long, default_value = "info", value_name = "FILTER", env = "TUNPROXY_LOG_LEVEL")]
+    #[arg(
+        long,
+        default_value = "info",
+        value_name = "FILTER",
+        hide_env_values = true,
+        env = "TUNPROXY_LOG_LEVEL"
+    )]
     pub log_level: String,
 }
 
@@ -277,6 +290,31 @@ mod tests {
             seen += 1;
         }
         assert!(seen >= 12, "only {seen} examples found");
+    }
+
+    #[test]
+    fn what_follows_the_command_of_exec_is_its_own_and_what_stands_before_is_ours() {
+        let parse = |line: &str| Cli::try_parse_from(line.split_whitespace());
+        for line in ["tunproxy-agent exec -q curl -sS --log x", "tunproxy-agent exec -q -- curl -sS --log x"]
+        {
+            let Ok(Cli { command: Command::Exec(args), .. }) = parse(line) else { panic!("{line}") };
+            assert_eq!(args.command, ["curl", "-sS", "--log", "x"], "{line}");
+            assert!(args.quiet && args.record.log.is_none());
+        }
+        let error = parse("tunproxy-agent exec --upstrem x -- true").unwrap_err().to_string();
+        assert!(error.contains("'--upstream'"), "a slip is not taken for the command: {error}");
+        let Ok(Cli { command: Command::Exec(args), .. }) = parse("tunproxy-agent exec -- --odd") else {
+            panic!()
+        };
+        assert_eq!(args.command, ["--odd"]);
+    }
+
+    #[test]
+    fn tun_wants_one_device() {
+        for line in ["tunproxy-agent tun", "tunproxy-agent tun --device a --fd 3"] {
+            let error = Cli::try_parse_from(line.split_whitespace()).unwrap_err().to_string();
+            assert!(error.contains("--device") && error.contains("--fd"), "{error}");
+        }
     }
 
     #[test]

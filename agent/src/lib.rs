@@ -8,6 +8,7 @@ pub mod documents;
 pub mod exec;
 pub mod flowlog;
 pub mod logging;
+pub mod paint;
 pub mod policies;
 pub mod resolvers;
 pub mod serve;

@@ -1,18 +1,11 @@
 //! The agent's own log, on standard error: text for people, JSON for collectors.
 
-use std::io::IsTerminal;
-
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::LogFormat;
-
-/// Whether to colour what goes to `stream`.
-pub fn colours(stream: &impl IsTerminal, no_color: bool) -> bool {
-    let forbidden = no_color || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    !forbidden && stream.is_terminal()
-}
+use crate::paint::Paint;
 
 /// Starts logging what `filter` lets through.
 pub fn start(filter: &str, format: LogFormat, no_color: bool) -> anyhow::Result<()> {
@@ -20,9 +13,11 @@ pub fn start(filter: &str, format: LogFormat, no_color: bool) -> anyhow::Result<
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
-        LogFormat::Text => {
-            builder.with_ansi(colours(&std::io::stderr(), no_color)).with_target(false).finish().try_init()
-        }
+        LogFormat::Text => builder
+            .with_ansi(Paint::of(&std::io::stderr(), no_color).is_on())
+            .with_target(false)
+            .finish()
+            .try_init(),
     };
     started.context("logging was started before")
 }

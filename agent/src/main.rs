@@ -5,24 +5,30 @@ use std::process::ExitCode;
 
 use clap::{ColorChoice, CommandFactory, FromArgMatches};
 use tunproxy_agent::cli::{Cli, Command, CompletionsArgs, ManArgs};
+use tunproxy_agent::paint::Paint;
 use tunproxy_agent::{commands, exec, serve, tun};
 
-/// Exit status when explain cannot answer (1 says "denied").
+/// Exit status when explain or validate cannot answer: 1 says "denied", or "mistakes".
 const UNANSWERED: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = parse();
     let no_color = cli.no_color;
-    match cli.command {
-        Command::Serve(args) => report(serve::run(&args, no_color), 1),
-        Command::Exec(args) => report(exec::run(&args, no_color), exec::FAILED),
-        Command::Tun(args) => report(tun::run(&args, no_color), 1),
-        Command::Explain(args) => report(answer(|out| commands::explain::run(&args, out)), UNANSWERED),
-        Command::Validate(args) => report(answer(|out| commands::validate::run(&args, out)), 1),
-        Command::Completions(args) => report(print_completions(&args), 1),
-        Command::Man(args) => report(print_manual(&args), 1),
-        Command::ExecInit(args) => exec::init::run(&args.command),
-    }
+    let (result, failed) = match cli.command {
+        Command::Serve(args) => (serve::run(&args, no_color), 1),
+        Command::Exec(args) => (exec::run(&args, no_color), exec::FAILED),
+        Command::Tun(args) => (tun::run(&args, no_color), 1),
+        Command::Explain(args) => {
+            (answer(no_color, |out, paint| commands::explain::run(&args, out, paint)), UNANSWERED)
+        }
+        Command::Validate(args) => {
+            (answer(no_color, |out, paint| commands::validate::run(&args, out, paint)), UNANSWERED)
+        }
+        Command::Completions(args) => (print_completions(&args), 1),
+        Command::Man(args) => (print_manual(&args), 1),
+        Command::ExecInit(args) => return exec::init::run(&args.command),
+    };
+    result.unwrap_or_else(|error| fail(&error, failed, no_color))
 }
 
 /// `--no-color` counts for the help and the errors of the command line too, so it is looked for before the rest.
@@ -34,24 +40,25 @@ fn parse() -> Cli {
     Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
-fn answer(run: impl FnOnce(&mut dyn Write) -> anyhow::Result<u8>) -> anyhow::Result<ExitCode> {
+fn answer(
+    no_color: bool,
+    run: impl FnOnce(&mut dyn Write, Paint) -> anyhow::Result<u8>,
+) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
-    let code = run(&mut out)?;
+    let paint = Paint::of(&out, no_color);
+    let code = run(&mut out, paint)?;
     out.flush()?;
     Ok(ExitCode::from(code))
 }
 
 /// Several mistakes are told as they are, one a line, for tools that jump to them.
-fn report(result: anyhow::Result<ExitCode>, failed: u8) -> ExitCode {
-    let error = match result {
-        Ok(code) => return code,
-        Err(error) => error,
-    };
+fn fail(error: &anyhow::Error, status: u8, no_color: bool) -> ExitCode {
     let text = format!("{error:#}");
     let mut out = std::io::stderr().lock();
+    let label = Paint::of(&out, no_color).error("error:");
     // With standard error gone there is only the exit status left to tell.
-    let _ = if text.contains('\n') { writeln!(out, "{text}") } else { writeln!(out, "error: {text}") };
-    ExitCode::from(failed)
+    let _ = if text.contains('\n') { writeln!(out, "{text}") } else { writeln!(out, "{label} {text}") };
+    ExitCode::from(status)
 }
 
 fn print_completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {

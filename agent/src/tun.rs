@@ -46,6 +46,7 @@ pub fn run(args: &TunArgs, no_color: bool) -> anyhow::Result<ExitCode> {
     tracing::info!(device = device.name, upstream = args.policy.upstream_shown(), "serving");
     session.runtime.block_on(wait_for_stop(&session))?;
     session.stop();
+    tracing::info!(device = device.name, "stopped");
     // The routes go first and the device after the flows: nothing is led into a TUN that nobody serves.
     device.close()
 }
@@ -93,7 +94,11 @@ impl Device {
 
     fn by_name(name: &str) -> anyhow::Result<Self> {
         let mut netlink = Netlink::open()?;
-        let tun = if netlink.link(name)?.is_some() {
+        let existing = netlink.link(name)?;
+        if existing.as_ref().is_some_and(|link| link.tun.is_none_or(|info| !info.is_tun)) {
+            bail!("--device {name}: that interface is no TUN; name one, or a name that is free");
+        }
+        let tun = if existing.is_some() {
             tun::reopen(&mut netlink, name, queues())?
         } else {
             let spec = TunSpec { name, queues: queues(), mtu: u32::from(MTU), persistent: None };

@@ -9,11 +9,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use tunproxy_policy::{
-    Decision, DomainName, Explanation, FlowQuery, NodeDefault, NodeSettings, PolicySet, Workload,
+    Decision, DomainName, Explanation, FlowQuery, NodeDefault, NodeSettings, PolicySet, Verdict, Workload,
 };
 
 use crate::config::DefaultAction;
 use crate::documents;
+use crate::paint::{Paint, Painted};
 
 use super::Output;
 use super::target::{Host, Target};
@@ -33,10 +34,11 @@ const DENIED: u8 = 1;
 #[command(after_help = "\
 Examples:
   tunproxy-agent explain --policy policy.yaml --to api.github.com:443
-  tunproxy-agent explain --policy policies/ --namespace shop --labels app=web,tier=front --to 10.0.0.5:8443/tcp
+  tunproxy-agent explain --policy policies/ --labels app=web --to 10.0.0.5:8443
   tunproxy-agent explain --policy policies/ --to '[2001:db8::1]:53/udp'
   tunproxy-agent explain --policy policies/ --to example.com/icmp
-  tunproxy-agent explain --policy policies/ --to example.com:443 --address 10.1.2.3 -o json")]
+  tunproxy-agent explain --policy p/ --to example.com:443 --address 10.1.2.3
+  tunproxy-agent explain --policy p/ --to example.com:443 -o json")]
 pub struct ExplainArgs {
     /// A file or folder of policy documents; may be given several times.
     #[arg(long = "policy", value_name = "PATH", required = true)]
@@ -81,10 +83,10 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 }
 
 /// Prints the answer and gives the exit status; an error is status 2.
-pub fn run(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
+pub fn run(args: &ExplainArgs, out: &mut dyn Write, paint: Paint) -> anyhow::Result<u8> {
     let explanation = explain(args)?;
     match args.output {
-        Output::Text => print_text(args, &explanation, out)?,
+        Output::Text => print_text(args, &explanation, out, paint)?,
         Output::Json => {
             serde_json::to_writer_pretty(&mut *out, &json::render(args, &explanation))?;
             writeln!(out)?;
@@ -143,17 +145,21 @@ fn workload(args: &ExplainArgs) -> Workload {
     }
 }
 
-fn print_text(args: &ExplainArgs, explanation: &Explanation, out: &mut dyn Write) -> std::io::Result<()> {
+fn print_text(
+    args: &ExplainArgs,
+    explanation: &Explanation,
+    out: &mut dyn Write,
+    paint: Paint,
+) -> std::io::Result<()> {
     let labels: Vec<_> = args.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let labels =
         if labels.is_empty() { "without labels".to_owned() } else { format!("with {}", labels.join(",")) };
     writeln!(out, "{} from a pod of {} {labels}", args.to, args.namespace)?;
-    for line in explanation.decision.to_string().lines() {
-        writeln!(out, "{line}")?;
-    }
-    writeln!(out)?;
+    writeln!(out, "{}\n", painted(&explanation.decision, paint))?;
     for walk in &explanation.walks {
-        write!(out, "{walk}")?;
+        for line in walk.to_string().lines() {
+            writeln!(out, "{}", step(line, paint))?;
+        }
     }
     if matches!(args.to.host, Host::Name(_)) && args.address.is_none() {
         writeln!(
@@ -163,6 +169,27 @@ fn print_text(args: &ExplainArgs, explanation: &Explanation, out: &mut dyn Write
         writeln!(out, "give --address to judge them for a real one.")?;
     }
     Ok(())
+}
+
+/// The verdict in its colour.
+fn painted(decision: &Decision, paint: Paint) -> Painted<&Decision> {
+    match decision {
+        Decision::Allow(permit) => match permit.verdict() {
+            Verdict::Allowed => paint.good(decision),
+            Verdict::Audited => paint.warning(decision),
+        },
+        Decision::Deny(_) => paint.bad(decision),
+        Decision::ByName { .. } => paint.warning(decision),
+    }
+}
+
+/// A line of the way to the verdict: the rule that decided stands out, those that did not stand back.
+fn step(line: &str, paint: Paint) -> Painted<&str> {
+    match line.trim_start().as_bytes().first() {
+        Some(b'*') => paint.strong(line),
+        Some(b'-') => paint.faint(line),
+        Some(_) | None => paint.plain(line),
+    }
 }
 
 #[cfg(test)]

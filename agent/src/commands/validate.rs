@@ -8,6 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::documents::{self, LoadReport};
+use crate::paint::Paint;
 
 use super::Output;
 
@@ -34,24 +35,25 @@ pub struct ValidateArgs {
 }
 
 /// Prints what is wrong and gives the exit status.
-pub fn run(args: &ValidateArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
+pub fn run(args: &ValidateArgs, out: &mut dyn Write, paint: Paint) -> anyhow::Result<u8> {
     let report = documents::load(&args.paths);
     match args.output {
-        Output::Text => print_text(&report, out)?,
+        Output::Text => print_text(&report, out, paint)?,
         Output::Json => print_json(&report, out)?,
     }
     Ok(if report.mistakes.is_empty() && !report.files.is_empty() { SOUND } else { MISTAKEN })
 }
 
-fn print_text(report: &LoadReport, out: &mut dyn Write) -> std::io::Result<()> {
+fn print_text(report: &LoadReport, out: &mut dyn Write, paint: Paint) -> std::io::Result<()> {
     for mistake in &report.mistakes {
-        writeln!(out, "{mistake}")?;
+        writeln!(out, "{}{}", paint.strong(mistake.place()), mistake.said())?;
     }
     let files = counted(report.files.len(), "file");
     if !report.mistakes.is_empty() {
         let mistaken: BTreeSet<_> = report.mistakes.iter().map(|mistake| &mistake.file).collect();
         let mistakes = counted(report.mistakes.len(), "mistake");
-        return writeln!(out, "{mistakes} in {} of {files}", mistaken.len());
+        let summary = format!("{mistakes} in {} of {files}", mistaken.len());
+        return writeln!(out, "{}", paint.bad(summary));
     }
     if report.files.is_empty() {
         return writeln!(
@@ -66,7 +68,8 @@ fn print_text(report: &LoadReport, out: &mut dyn Write) -> std::io::Result<()> {
     };
     writeln!(
         out,
-        "no mistakes: {policies}, {} in {files}",
+        "{}: {policies}, {} in {files}",
+        paint.good("no mistakes"),
         counted(report.documents.upstreams.len(), "upstream")
     )
 }

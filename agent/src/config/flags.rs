@@ -22,16 +22,19 @@ impl clap::Args for ConfigFlags {
         let defaults = Config::default();
         command.args(KEYS.iter().map(|key| {
             let default = (key.show)(&defaults).join(",");
+            let sources = format!("[env: {}] [key: {}]", key.variable(), key.path);
             // What depends on the machine is described in words, so that help and man pages are the same everywhere.
-            let default = if key.help.contains("[default:") || default.is_empty() {
-                String::new()
+            let help = if key.help.contains("[default:") {
+                format!("{} {sources}", key.help)
+            } else if default.is_empty() {
+                format!("{}\n{sources}", key.help)
             } else {
-                format!(" [default: {default}]")
+                format!("{}\n[default: {default}] {sources}", key.help)
             };
             Arg::new(key.path)
                 .long(key.flag())
                 .value_name(key.value_name)
-                .help(format!("{}{default} [env: {}] [key: {}]", key.help, key.variable(), key.path))
+                .help(help)
                 .help_heading(HEADING)
                 .action(if key.is_list { ArgAction::Append } else { ArgAction::Set })
         }))

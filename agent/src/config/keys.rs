@@ -92,7 +92,7 @@ pub static KEYS: &[Key] = &[
     Key::scalar(
         "node.name",
         "NAME",
-        "This node's name in logs and status [default: the host name]",
+        "This node's name in logs and status\n[default: the host name]",
         set!(node.name = Raw::text),
         |config| vec![config.node.name.clone()],
     ),
@@ -127,7 +127,7 @@ pub static KEYS: &[Key] = &[
     Key::scalar(
         "workers",
         "COUNT",
-        "Datapath threads [default: the cores]",
+        "Datapath threads\n[default: the cores]",
         set!(workers = |raw| raw.count(1..=1024).map(|count| count.try_into().expect("at least 1"))),
         |config| vec![config.workers.to_string()],
     ),

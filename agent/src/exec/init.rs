@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -71,6 +72,12 @@ fn sandbox_plan(plan: Plan) -> SandboxPlan {
 fn become_command(command: &[OsString]) -> ExitCode {
     let [program, arguments @ ..] = command else { return ExitCode::from(FAILED) };
     let error = Command::new(program).args(arguments).exec();
-    eprintln!("tunproxy-agent: {}: {error}", program.display());
-    ExitCode::from(if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE })
+    if error.kind() == io::ErrorKind::NotFound {
+        // The kernel says the same of a script whose interpreter is missing.
+        let hint = if Path::new(program).exists() { "its interpreter" } else { "it" };
+        eprintln!("tunproxy-agent: {} cannot be run: {hint} is not there", program.display());
+        return ExitCode::from(NOT_FOUND);
+    }
+    eprintln!("tunproxy-agent: {} cannot be run: {error}", program.display());
+    ExitCode::from(NOT_EXECUTABLE)
 }

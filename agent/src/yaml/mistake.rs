@@ -49,15 +49,34 @@ impl Sink {
     }
 }
 
+impl Mistake {
+    /// `FILE:LINE:`, as far as there is a line.
+    pub fn place(&self) -> String {
+        match self.line {
+            0 => format!("{}:", self.file.display()),
+            line => format!("{}:{line}:", self.file.display()),
+        }
+    }
+
+    /// What follows the place.
+    pub fn said(&self) -> impl fmt::Display + '_ {
+        Said(self)
+    }
+}
+
+struct Said<'a>(&'a Mistake);
+
+impl fmt::Display for Said<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.0.key.is_empty() {
+            write!(f, " {}:", self.0.key)?;
+        }
+        write!(f, " {}", self.0.message)
+    }
+}
+
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:", self.file.display())?;
-        if self.line > 0 {
-            write!(f, "{}:", self.line)?;
-        }
-        if !self.key.is_empty() {
-            write!(f, " {}:", self.key)?;
-        }
-        write!(f, " {}", self.message)
+        write!(f, "{}{}", self.place(), self.said())
     }
 }

@@ -54,7 +54,7 @@ fn ask(arguments: &[&str]) -> anyhow::Result<Answer> {
     let path = folder.path().to_str().expect("a path");
     let cli = Cli::try_parse_from([&["explain", "--policy", path], arguments].concat())?;
     let mut printed = Vec::new();
-    let status = run(&cli.explain, &mut printed)?;
+    let status = run(&cli.explain, &mut printed, Paint::PLAIN)?;
     Ok(Answer { status, printed: String::from_utf8(printed)? })
 }
 

@@ -16,7 +16,7 @@ fn validate(text: Option<&str>, output: Output) -> (u8, String) {
     }
     let mut printed = Vec::new();
     let args = ValidateArgs { paths: vec![folder.path().to_owned()], output };
-    let status = run(&args, &mut printed).expect("an answer");
+    let status = run(&args, &mut printed, Paint::PLAIN).expect("an answer");
     let printed = String::from_utf8(printed).expect("text");
     (status, printed.replace(&format!("{}/", folder.path().display()), ""))
 }
