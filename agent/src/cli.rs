@@ -85,8 +85,8 @@ pub struct ServeArgs {
 /// Run a command in a network of its own, under a policy.
 ///
 /// CMD starts in a new network namespace (a user namespace too when not root) whose only way out is the policy.
-/// Its exit status is passed on (128+n when signal n ended it); nothing is left behind. Refused flows are listed at
-/// the end.
+/// Its exit status is passed on (128+n when signal n ended it); nothing is left behind. Flows that were refused, or
+/// whose upstream failed, are listed at the end.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -100,7 +100,7 @@ pub struct ExecArgs {
     pub policy: PolicyArgs,
     #[command(flatten)]
     pub record: RecordArgs,
-    /// Do not list refused flows at the end.
+    /// Do not list refused and failed flows at the end.
     #[arg(long, short)]
     pub quiet: bool,
     /// How much the agent itself says on standard error: error, warn, info, debug, trace.
@@ -140,7 +140,8 @@ pub struct TunArgs {
     /// The TUN's name; made if it does not exist.
     #[arg(long, value_name = "NAME", group = "tun")]
     pub device: Option<String>,
-    /// A descriptor of a TUN that was opened with IFF_NO_PI, inherited from the parent process.
+    /// A descriptor of a TUN that was opened with IFF_NO_PI, inherited from the parent process; the device may be in
+    /// another network namespace.
     #[arg(long, value_name = "N", group = "tun")]
     pub fd: Option<RawFd>,
     /// Add addresses and routes, and remove them at the end.

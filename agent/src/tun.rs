@@ -73,7 +73,14 @@ impl Device {
     fn adopt(fd: RawFd) -> anyhow::Result<Self> {
         let inherited = inherited(fd).with_context(|| format!("--fd {fd} cannot be used"))?;
         let adopted = tun::adopt(inherited).with_context(|| format!("--fd {fd}"))?;
-        let mtu = mtu_of(&adopted.name)?;
+        let mtu = mtu_of(&adopted.name)?.unwrap_or_else(|| {
+            tracing::info!(
+                device = adopted.name,
+                mtu = MTU,
+                "the device is in another namespace; its MTU is assumed"
+            );
+            MTU
+        });
         Ok(Self {
             name: adopted.name,
             queues: vec![adopted.queue],
@@ -89,7 +96,13 @@ impl Device {
         let plan = HostPlan { name: name.to_owned(), queues: queues(), mtu: u32::from(MTU), addresses, mark };
         let mut host = HostTun::set_up(&plan)?;
         let queues = std::mem::take(&mut host.tun.queues);
-        Ok(Self { name: name.to_owned(), queues, vnet_header: true, mtu: mtu_of(name)?, set_up: Some(host) })
+        Ok(Self {
+            name: name.to_owned(),
+            queues,
+            vnet_header: true,
+            mtu: mtu_here(name)?,
+            set_up: Some(host),
+        })
     }
 
     fn by_name(name: &str) -> anyhow::Result<Self> {
@@ -104,7 +117,7 @@ impl Device {
             let spec = TunSpec { name, queues: queues(), mtu: u32::from(MTU), persistent: None };
             tun::create(&mut netlink, &spec)?
         };
-        Ok(Self { name: tun.name, queues: tun.queues, vnet_header: true, mtu: mtu_of(name)?, set_up: None })
+        Ok(Self { name: tun.name, queues: tun.queues, vnet_header: true, mtu: mtu_here(name)?, set_up: None })
     }
 
     fn close(self) -> anyhow::Result<ExitCode> {
@@ -122,9 +135,14 @@ fn inherited(fd: RawFd) -> rustix::io::Result<OwnedFd> {
     rustix::process::pidfd_getfd(myself.as_fd(), fd, PidfdGetfdFlags::empty())
 }
 
-fn mtu_of(name: &str) -> anyhow::Result<u16> {
-    let link = Netlink::open()?.link(name)?.with_context(|| format!("{name} is gone"))?;
-    Ok(u16::try_from(link.mtu).unwrap_or(u16::MAX))
+/// `None`: there is no such device in this namespace.
+fn mtu_of(name: &str) -> anyhow::Result<Option<u16>> {
+    let link = Netlink::open()?.link(name)?;
+    Ok(link.map(|link| u16::try_from(link.mtu).unwrap_or(u16::MAX)))
+}
+
+fn mtu_here(name: &str) -> anyhow::Result<u16> {
+    mtu_of(name)?.with_context(|| format!("{name} is gone"))
 }
 
 /// One for each core: the kernel spreads flows over them.

@@ -172,6 +172,20 @@ fn a_proxy_carries_it_by_name() {
 }
 
 #[test]
+fn a_proxy_that_is_not_there_is_named_as_the_cause() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let output = lab.run(&curl(&["--upstream", "socks5://198.51.100.20:9"], "http://good.test:7000/"));
+    assert_eq!(output.status.code(), Some(7));
+    let said = text(&output.stderr);
+    let expected = "tunproxy-agent: failed TCP good.test:7000 (198.51.100.10): the proxy 198.51.100.20:9 cannot be \
+                    reached: Connection refused";
+    assert!(said.contains(expected), "{said}");
+}
+
+#[test]
 fn broken_policy_runs_nothing() {
     if !root_or_skip() {
         return;

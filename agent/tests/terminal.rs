@@ -59,9 +59,8 @@ impl Terminal {
 
     #[track_caller]
     fn wait_for_nth(&self, times: usize, text: &str) {
-        if wait::until_true(text, LIMIT, || self.shown().matches(text).count() >= times).is_err() {
-            panic!("{text:?} was not shown {times} times, but: {}", self.shown());
-        }
+        let shown = wait::until_true(text, LIMIT, || self.shown().matches(text).count() >= times);
+        assert!(shown.is_ok(), "{text:?} was not shown {times} times, but: {}", self.shown());
     }
 
     fn end(mut self) -> String {

@@ -202,6 +202,31 @@ fn a_descriptor_of_the_parents_is_served() {
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
 }
 
+#[test]
+fn a_descriptor_of_a_device_in_another_namespace_is_served() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let pod = lab.topology.pod_namespace("pod").unwrap();
+    let spec = TunSpec { name: "eth0", queues: 1, mtu: 1500, persistent: None };
+    let create = || tun::create(&mut Netlink::open().unwrap(), &spec).unwrap();
+    let tun = NetNs::open(&pod.path()).unwrap().run(create).unwrap();
+    for line in ["link set eth0 up", "addr add 10.244.0.9/32 dev eth0", "route add default dev eth0"] {
+        pod.ip(line).unwrap();
+    }
+    let log = lab.files.path().join("agent.log");
+    let mut command = lab.node().command_with_resolver(AGENT);
+    command.args(["tun", "--fd", "0"]).stdin(Stdio::from(tun.queues.into_iter().next().unwrap()));
+    let _agent = Killed(command.stderr(fs::File::create(&log).unwrap()).spawn().unwrap());
+    let mut stream = pod.tcp_connect(SocketAddr::new(Host::Web.v4().into(), PORT), LIMIT).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.write_all(b"?").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "hello");
+}
+
 /// As programs without offload open it: packets as they are on a wire, with checksums and no larger than the MTU.
 #[test]
 fn a_descriptor_without_virtio_headers_carries_curl_both_ways() {

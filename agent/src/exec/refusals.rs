@@ -1,4 +1,4 @@
-//! What the command was refused, told in the end.
+//! What the command was refused, and what its upstream failed to do, told in the end.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -51,8 +51,7 @@ impl FlowSink for Refusals {
     }
 
     fn record(&self, workload: &Arc<Workload>, record: FlowRecord) {
-        if let Outcome::Denied(reason) = record.outcome {
-            let line = describe(&record, reason.label());
+        if let Some(line) = describe(&record) {
             self.counts.lock().unwrap_or_else(PoisonError::into_inner).add(line);
         }
         if let Some(log) = &self.log {
@@ -78,17 +77,29 @@ fn write_lines(counts: &Counts, out: &mut impl Write) -> io::Result<()> {
     lines.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     for (line, count) in lines.iter().take(PRINTED) {
         let times = if **count == 1 { String::new() } else { format!(" ({count} times)") };
-        writeln!(out, "tunproxy-agent: refused {line}{times}")?;
+        writeln!(out, "tunproxy-agent: {line}{times}")?;
     }
     let rest = lines.iter().skip(PRINTED).map(|(_, count)| **count).sum::<u64>() + counts.others;
     if rest > 0 {
-        writeln!(out, "tunproxy-agent: refused {rest} more flows; --log FILE records each")?;
+        writeln!(out, "tunproxy-agent: {rest} more flows were refused or failed; --log FILE records each")?;
     }
     Ok(())
 }
 
-/// `TCP api.example.com:443 (192.0.2.1) by EgressPolicy/default/web rules[0]: rule`.
-fn describe(record: &FlowRecord, reason: &str) -> String {
+/// `refused TCP api.example.com:443 (192.0.2.1) by EgressPolicy/default/web rules[0]: rule`, or `failed TCP ...` with
+/// what the upstream said. Where the destination itself said no, the command tells it as well as we could.
+fn describe(record: &FlowRecord) -> Option<String> {
+    let asked = asked(record);
+    match (record.outcome, &record.detail) {
+        (Outcome::Denied(reason), _) => {
+            Some(format!("refused {asked} by {}: {}", record.rule, reason.label()))
+        }
+        (Outcome::Allowed(_), Some(detail)) => Some(format!("failed {asked}: {detail}")),
+        (Outcome::Allowed(_), None) => None,
+    }
+}
+
+fn asked(record: &FlowRecord) -> String {
     let (protocol, address, port) = match record.protocol {
         Protocol::Tcp => ("TCP", record.destination.to_string(), format!(":{}", record.destination.port())),
         Protocol::Udp => ("UDP", record.destination.to_string(), format!(":{}", record.destination.port())),
@@ -98,13 +109,13 @@ fn describe(record: &FlowRecord, reason: &str) -> String {
         Some(name) => format!("{name}{port} ({})", record.destination.ip()),
         None => address,
     };
-    format!("{protocol} {destination} by {}: {reason}", record.rule)
+    format!("{protocol} {destination}")
 }
 
 #[cfg(test)]
 mod tests {
     use tunproxy_datapath::{CloseReason, Instant};
-    use tunproxy_policy::{DenyReason, DomainName, RuleId};
+    use tunproxy_policy::{DenyReason, DomainName, RuleId, Verdict};
 
     use super::*;
 
@@ -155,8 +166,25 @@ mod tests {
         let text = printed((1..=1000).map(|port| refused(port, None)));
         assert_eq!(text.lines().count(), PRINTED + 1);
         assert!(
-            text.ends_with("tunproxy-agent: refused 990 more flows; --log FILE records each\n"),
+            text.ends_with(
+                "tunproxy-agent: 990 more flows were refused or failed; --log FILE records each\n"
+            ),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn what_the_upstream_said_is_told() {
+        let record = FlowRecord {
+            outcome: Outcome::Allowed(Verdict::Allowed),
+            close: CloseReason::HostUnreachable,
+            detail: Some("the proxy p:1080 cannot be reached: Connection refused".into()),
+            ..refused(443, Some("a.test"))
+        };
+        assert_eq!(
+            printed([record]),
+            "tunproxy-agent: failed TCP a.test:443 (192.0.2.1): the proxy p:1080 cannot be reached: Connection \
+             refused\n"
         );
     }
 
