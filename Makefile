@@ -25,7 +25,7 @@ demo: setup-test ## Show the main job on this machine: real pods, a policy, a ta
 test: setup-test ## Run all tests that need Rust and Debian packages only (as root)
 	$(CARGO) build --workspace --bins
 	@# Under nohup or in the background, signals come ignored; programs that are to be ended by them would not be.
-	env --default-signal $(CARGO) test --workspace
+	env --default-signal $(CARGO) test --workspace --no-fail-fast
 
 e2e: setup-e2e ## Run the plugin under real container runtimes: cnitool, containerd and runc (as root)
 	scripts/runtime-tools.sh
