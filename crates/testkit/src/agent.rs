@@ -121,6 +121,19 @@ impl AgentProcess {
         self.wait_ready()
     }
 
+    /// As [`Self::start_again`], for an agent that is not to become ready: waits until it answers at all.
+    pub fn start_again_unready(&mut self) -> Result<()> {
+        self.process = spawn(&self.node, self.directory.path())?;
+        let socket = self.directory.path().join("admin.sock");
+        self.process
+            .wait_ready(START, || http_get(&socket, "/healthz").is_ok_and(|(status, _)| status == 200))
+    }
+
+    /// Status and body of `/readyz`.
+    pub fn readiness(&self) -> Result<(u16, String)> {
+        http_get(&self.directory.path().join("admin.sock"), "/readyz")
+    }
+
     /// The body of a 200 answer of the admin socket.
     pub fn admin(&self, path: &str) -> Result<String> {
         let (status, body) = http_get(&self.directory.path().join("admin.sock"), path)?;
@@ -130,11 +143,39 @@ impl AgentProcess {
         Ok(body)
     }
 
+    /// Every attached pod as `/status` has it.
+    pub fn pods(&self) -> Result<Vec<Value>> {
+        let mut status: Value = serde_json::from_str(&self.admin("/status")?)?;
+        match status["pods"].take() {
+            Value::Array(pods) => Ok(pods),
+            other => bail!("/status has no pods but {other}"),
+        }
+    }
+
     /// Live flows of all pods.
     pub fn live_flows(&self) -> Result<u64> {
-        let status: Value = serde_json::from_str(&self.admin("/status")?)?;
-        let pods = status["pods"].as_array().context("/status has no pods")?;
-        pods.iter().map(|pod| pod["flows"].as_u64().context("a pod without flows")).sum()
+        self.pods()?.iter().map(|pod| pod["flows"].as_u64().context("a pod without flows")).sum()
+    }
+
+    /// How many packets of pod `name` were dropped for `reason` so far.
+    pub fn drops(&self, name: &str, reason: &str) -> Result<u64> {
+        let pods = self.pods()?;
+        let pod = pods.iter().find(|pod| pod["name"] == name).with_context(|| format!("no pod {name}"))?;
+        pod["drops"][reason].as_u64().with_context(|| format!("no {reason} in {}", pod["drops"]))
+    }
+
+    /// What the agent and the plugin keep on disk of attachments, below the directory of this agent.
+    pub fn state_files(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        let mut folders = vec![self.directory.path().join("state"), self.directory.path().join("plugin")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() { folders.push(path) } else { files.push(path) }
+            }
+        }
+        files.sort();
+        files
     }
 
     /// Every record of the flow log so far.
@@ -152,9 +193,23 @@ impl AgentProcess {
 
     /// Resident memory in KiB.
     pub fn rss_kib(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// The most that was ever resident, in KiB.
+    pub fn peak_rss_kib(&self) -> Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    /// From now on, [`Self::peak_rss_kib`] is the peak of what comes (proc(5), clear_refs).
+    pub fn forget_peak_rss(&self) -> Result<()> {
+        fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").context("clear_refs")
+    }
+
+    fn memory(&self, key: &str) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        line.trim().trim_end_matches(" kB").trim().parse().context("VmRSS is no number")
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).context("no such key")?;
+        line.trim().trim_end_matches(" kB").trim().parse().with_context(|| format!("{key} is no number"))
     }
 
     pub fn open_descriptors(&self) -> Result<usize> {

@@ -1,9 +1,10 @@
 //! Runs a CNI configuration list as libcni does: each plugin with the previous one's result, DEL in reverse.
 
 use std::fs;
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -144,9 +145,21 @@ impl CniNetwork {
         pod: &Arc<Namespace>,
         identity: &PodIdentity,
     ) -> Result<Attachment> {
+        let mut attachment = self.attachment(node, pod, identity);
+        attachment.add()?;
+        Ok(attachment)
+    }
+
+    /// A container of its own that nothing has been called for yet.
+    pub fn attachment(
+        self: &Arc<Self>,
+        node: &Arc<Namespace>,
+        pod: &Arc<Namespace>,
+        identity: &PodIdentity,
+    ) -> Attachment {
         static CONTAINER: AtomicU32 = AtomicU32::new(0);
         let number = CONTAINER.fetch_add(1, Ordering::Relaxed);
-        let mut attachment = Attachment {
+        Attachment {
             network: Arc::clone(self),
             node: Arc::clone(node),
             pod: Arc::clone(pod),
@@ -154,11 +167,17 @@ impl CniNetwork {
             container: format!("tpt{}-{number}", std::process::id()),
             interface: "eth0".to_owned(),
             result: Value::Null,
-            attached: true,
+            attached: false,
             calls: Mutex::default(),
-        };
-        attachment.add()?;
-        Ok(attachment)
+        }
+    }
+
+    /// Addresses that host-local has given away and not got back.
+    pub fn leases(&self) -> Vec<String> {
+        let folder = self.directory.path().join("ipam").join(&self.name);
+        let files = fs::read_dir(folder).into_iter().flatten().flatten();
+        let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name != "lock" && !name.starts_with("last_reserved_ip")).collect()
     }
 
     fn find(&self, plugin: &str) -> Result<PathBuf> {
@@ -219,6 +238,7 @@ impl Attachment {
 
     /// ADD of the whole list once more, as a runtime that lost the first answer does.
     pub fn add(&mut self) -> Result<()> {
+        self.attached = true;
         let mut previous = None;
         for plugin in &self.network.plugins {
             let result = self.call("ADD", plugin, previous.as_ref())?;
@@ -226,6 +246,20 @@ impl Attachment {
         }
         self.result = previous.context("a network without plugins")?;
         Ok(())
+    }
+
+    /// ADD of which the last plugin is killed (SIGKILL) `after` its start, as by a runtime that has no patience; its
+    /// status, once whatever it started itself has ended too.
+    pub fn add_interrupted(&mut self, after: Duration) -> Result<ExitStatus> {
+        self.attached = true;
+        let (last, before) = self.network.plugins.split_last().context("a network without plugins")?;
+        let mut previous = None;
+        for plugin in before {
+            let result = self.call("ADD", plugin, previous.as_ref())?;
+            previous = Some(serde_json::from_slice(&result).context("a result that is not JSON")?);
+        }
+        let (mut command, input) = self.command("ADD", last, previous.as_ref())?;
+        self.node.enter(|| killed_after(&mut command, &input, after))
     }
 
     pub fn check(&self) -> Result<()> {
@@ -244,7 +278,8 @@ impl Attachment {
         outcomes.into_iter().try_for_each(|outcome| outcome.map(drop))
     }
 
-    fn call(&self, verb: &str, plugin: &Value, previous: Option<&Value>) -> Result<Vec<u8>> {
+    /// The plugin as a process, and its standard input.
+    fn command(&self, verb: &str, plugin: &Value, previous: Option<&Value>) -> Result<(Command, Vec<u8>)> {
         let kind = plugin["type"].as_str().context("a plugin without type")?;
         let mut input = plugin.clone();
         input["name"] = json!(self.network.name);
@@ -262,7 +297,12 @@ impl Attachment {
             .env("CNI_IFNAME", &self.interface)
             .env("CNI_ARGS", self.identity.cni_args())
             .env("CNI_PATH", path);
-        let input = serde_json::to_vec(&input)?;
+        Ok((command, serde_json::to_vec(&input)?))
+    }
+
+    fn call(&self, verb: &str, plugin: &Value, previous: Option<&Value>) -> Result<Vec<u8>> {
+        let kind = plugin["type"].as_str().context("a plugin without type")?;
+        let (mut command, input) = self.command(verb, plugin, previous)?;
         // Started from a thread inside the node's namespace, so that the time is the plugin's alone.
         let (output, took) = self.node.enter(|| {
             let began = Instant::now();
@@ -285,6 +325,21 @@ impl Drop for Attachment {
             eprintln!("DEL of {}: {failure:#}", self.container);
         }
     }
+}
+
+fn killed_after(command: &mut Command, input: &[u8], after: Duration) -> Result<ExitStatus> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("spawn")?;
+    // Smaller than a pipe: nobody has to read it for us to go on.
+    let _ = child.stdin.take().context("no standard input")?.write_all(input);
+    std::thread::sleep(after);
+    let _ = child.kill();
+    // A plugin that it started (ipam) holds its standard error: the end of file is the end of both.
+    Ok(child.wait_with_output().context("wait")?.status)
 }
 
 fn error(plugin: &str, verb: &str, output: &std::process::Output) -> CniError {
