@@ -1,12 +1,19 @@
 //! `make demo`: the main job on this machine. Ends by itself; exit 0 only if every row came out as meant and nothing is
 //! left behind.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use rustix::process::WaitOptions;
+use tempfile::TempDir;
 use tunproxy_e2e::demo::{self, Table};
+use tunproxy_testkit::wait;
+
+const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     match run() {
@@ -25,6 +32,7 @@ fn run() -> Result<bool> {
         "the demo makes network namespaces and needs root: sudo make demo (without root: tunproxy-agent exec)"
     );
     let began = Instant::now();
+    let before = Before::look()?;
     println!(
         "Two pods on a CNI chain (ptp, then tunproxy) and a standalone one; a web server, a resolver and a SOCKS5"
     );
@@ -33,7 +41,7 @@ fn run() -> Result<bool> {
     println!("{}", table.header());
     let outcomes = demo::run(|outcome| println!("{}", table.line(outcome)))?;
     let wrong = outcomes.iter().filter(|outcome| outcome.wrong.is_some()).count();
-    let left = left_behind();
+    let left = before.left();
     for what in &left {
         println!("LEFT BEHIND: {what}");
     }
@@ -47,16 +55,59 @@ fn run() -> Result<bool> {
     Ok(wrong == 0 && left.is_empty())
 }
 
-/// Namespaces, links and processes of this run that are still there.
-fn left_behind() -> Vec<String> {
-    let own = format!("tpt-{}-", std::process::id());
-    let mut left = Vec::new();
-    for directory in ["/run/netns", "/etc/netns"] {
-        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-        let names = entries.map(|entry| entry.path().display().to_string());
-        left.extend(names.filter(|name| name.contains(&own)));
+/// What was there before the demo, to tell what it leaves.
+struct Before {
+    links: BTreeSet<String>,
+    /// Every file that the demo makes is below it.
+    temporary: TempDir,
+}
+
+impl Before {
+    /// Orphans of programs that the demo starts become children of this process: none can hide.
+    fn look() -> Result<Self> {
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("subreaper")?;
+        let temporary = tempfile::Builder::new().prefix("tunproxy-demo-").tempdir()?;
+        let previous = tempfile::env::override_temp_dir(temporary.path());
+        ensure!(previous.is_ok(), "the folder for temporary files is set already: {previous:?}");
+        Ok(Self { links: names_in("/sys/class/net"), temporary })
     }
-    let children = fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
-    left.extend(children.split_whitespace().map(|pid| format!("process {pid}")));
-    left
+
+    /// What is still there. Programs that were killed take a moment to go.
+    fn left(&self) -> Vec<String> {
+        let gone = wait::until_true("everything to go", PATIENCE, || self.left_now().is_empty());
+        if gone.is_ok() { Vec::new() } else { self.left_now() }
+    }
+
+    fn left_now(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        let own = format!("tpt-{}-", std::process::id());
+        for directory in ["/run/netns", "/etc/netns"] {
+            let names = names_in(directory).into_iter().filter(|name| name.starts_with(&own));
+            left.extend(names.map(|name| format!("{directory}/{name}")));
+        }
+        let links = names_in("/sys/class/net");
+        left.extend(links.difference(&self.links).map(|name| format!("link {name}")));
+        let here = self.temporary.path().display();
+        left.extend(names_in(self.temporary.path()).iter().map(|name| format!("{here}/{name}")));
+        left.extend(children().into_iter().map(|pid| format!("process {pid}")));
+        left
+    }
+}
+
+fn names_in(directory: impl AsRef<Path>) -> BTreeSet<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Running children of every thread; those that ended are buried first.
+fn children() -> Vec<String> {
+    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+    let threads = names_in("/proc/self/task").into_iter();
+    let of = |thread: String| fs::read_to_string(format!("/proc/self/task/{thread}/children"));
+    threads
+        .flat_map(|thread| {
+            let text = of(thread).unwrap_or_default();
+            text.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>()
+        })
+        .collect()
 }

@@ -52,6 +52,10 @@ spec:
     action: Allow
     to: [{domains: [allowed.test]}]
     ports: [{protocol: TCP, port: 443}]
+  - name: page
+    action: Allow
+    to: [{domains: [far.test]}]
+    ports: [{protocol: TCP, port: 80}]
   - name: network
     action: Allow
     to: [{networks: [198.51.100.0/24], except: [198.51.100.22/32]}]
@@ -220,6 +224,27 @@ pub fn rows() -> Vec<Row> {
             curl!("-4 http://allowed.test/"),
             "198.51.100.10:80",
             ("denied", "EgressPolicy/shop/web default", "(7) Failed to connect"),
+        ),
+        row(
+            Web,
+            "http://far.test",
+            curl!("-4 http://far.test/"),
+            "203.0.113.150:80",
+            ("allowed", "EgressPolicy/shop/web page", "200/HTTP/1.1"),
+        ),
+        row(
+            Web,
+            "http://far-refused.test, same address",
+            curl!("-4 http://far-refused.test/"),
+            "203.0.113.150:80",
+            ("denied", "EgressPolicy/shop/web default", "reset by peer"),
+        ),
+        row(
+            Web,
+            "http://far.test, again",
+            curl!("-4 http://far.test/"),
+            "203.0.113.150:80",
+            ("allowed", "EgressPolicy/shop/web page", "200/HTTP/1.1"),
         ),
         row(
             Web,
