@@ -165,3 +165,34 @@ fn the_node_default() {
     let refused = |flow: &serde_json::Value| flow["policy"] == "node" && flow["reason"] == "node-default";
     world.agent().wait_for_flow("the node's refusal", refused).unwrap();
 }
+
+/// An answer over TCP teaches a name as one over UDP does: refused before, allowed after.
+#[test]
+fn a_name_is_learnt_from_dns_over_tcp() {
+    if !root_or_skip() {
+        return;
+    }
+    let site = "  - {name: site, action: Allow, to: [{domains: [allowed.test]}]}\n";
+    let world = World::new(&WorldOptions::for_path(Path::AfterPtp).with_policy(&policy(site))).unwrap();
+    let pod = world.pod(Path::AfterPtp, "client").unwrap();
+    let mut report = Report::default();
+    for (family, ip) in ["A", "AAAA"].into_iter().zip(Host::Web.both()) {
+        let to = SocketAddr::new(ip, 80);
+        report.row(format!("{ip}: refused while nothing was asked"), || {
+            let error = pod.tcp_connect(to, LIMIT).err().context("connected")?;
+            ensure!(error.kind() == ErrorKind::ConnectionRefused, "{error}");
+            Ok(())
+        });
+        report.row(format!("{ip}: allowed after dig +tcp"), || {
+            let text = pod.run(&format!("dig +tcp +short +time=10 allowed.test {family}"))?;
+            ensure!(text.trim() == ip.to_string(), "{text}");
+            pod.tcp_connect(to, LIMIT)?;
+            let flow = world.agent().wait_for_flow("the flow by name", |flow| {
+                flow["destination"] == to.to_string() && flow["verdict"] == "allowed"
+            })?;
+            ensure!(flow["rule"] == "site" && flow.to_string().contains("allowed.test"), "{flow}");
+            Ok(())
+        });
+    }
+    report.finish();
+}
