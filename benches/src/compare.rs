@@ -15,7 +15,7 @@ use tunproxy_testkit::{
 };
 
 use crate::client::Measured;
-use crate::report::{Report, Row, Side, Unit};
+use crate::report::{Aim, Report, Row, Side, Unit};
 
 const PORT: u16 = 7000;
 const PTP: &str = "ptp";
@@ -30,21 +30,41 @@ pub struct Plan {
     pub ours: bool,
 }
 
-/// Which load a row runs, and what ratio to the routed path it aims at.
+/// Which load a row runs, and what it aims at.
 struct LoadRow {
     name: &'static str,
     load: &'static str,
     unit: Unit,
-    aim: Option<f64>,
+    aim: Option<Aim>,
 }
 
 const LOADS: [LoadRow; 7] = [
-    LoadRow { name: "TCP up, 1 stream", load: "bulk up 1", unit: Unit::Gbit, aim: Some(0.75) },
-    LoadRow { name: "TCP down, 1 stream", load: "bulk down 1", unit: Unit::Gbit, aim: Some(0.55) },
-    LoadRow { name: "TCP up, 8 streams", load: "bulk up 8", unit: Unit::Gbit, aim: Some(0.5) },
-    LoadRow { name: "TCP down, 8 streams", load: "bulk down 8", unit: Unit::Gbit, aim: Some(0.5) },
-    LoadRow { name: "connections, 32 at once", load: "connect 32", unit: Unit::PerSecond, aim: Some(0.65) },
-    LoadRow { name: "1-byte round trip", load: "round-trip", unit: Unit::Micros, aim: None },
+    LoadRow { name: "TCP up, 1 stream", load: "bulk up 1", unit: Unit::Gbit, aim: Some(Aim::Ratio(0.75)) },
+    LoadRow {
+        name: "TCP down, 1 stream",
+        load: "bulk down 1",
+        unit: Unit::Gbit,
+        aim: Some(Aim::Ratio(0.55)),
+    },
+    LoadRow { name: "TCP up, 8 streams", load: "bulk up 8", unit: Unit::Gbit, aim: Some(Aim::Ratio(0.5)) },
+    LoadRow {
+        name: "TCP down, 8 streams",
+        load: "bulk down 8",
+        unit: Unit::Gbit,
+        aim: Some(Aim::Ratio(0.5)),
+    },
+    LoadRow {
+        name: "connections, 32 at once",
+        load: "connect 32",
+        unit: Unit::PerSecond,
+        aim: Some(Aim::Ratio(0.65)),
+    },
+    LoadRow {
+        name: "1-byte round trip",
+        load: "round-trip",
+        unit: Unit::Micros,
+        aim: Some(Aim::Added(35.0)),
+    },
     LoadRow { name: "UDP 64 B, 32 under way", load: "datagrams 32", unit: Unit::PerSecond, aim: None },
 ];
 
@@ -169,7 +189,11 @@ impl Bench {
         let grown = agent.rss_kib()?.saturating_sub(before);
         drop(holder.stdin.take());
         ensure!(holder.wait()?.success(), "the holder of idle connections failed");
-        let row = Row { name: "agent memory per idle flow".to_owned(), unit: Unit::Kib, aim: None };
+        let row = Row {
+            name: "agent memory per idle flow".to_owned(),
+            unit: Unit::Kib,
+            aim: Some(Aim::AtMost(1.0)),
+        };
         report.add(&row, Side::Ours, grown as f64 / count as f64);
         Ok(())
     }
@@ -184,8 +208,11 @@ impl Bench {
             attachment.detach()?;
             for call in attachment.calls() {
                 let side = if call.plugin == PTP { Side::Routed } else { Side::Ours };
-                let row =
-                    Row { name: format!("{} (routed: ptp's own)", call.verb), unit: Unit::Millis, aim: None };
+                let row = Row {
+                    name: format!("{} (routed: ptp's own)", call.verb),
+                    unit: Unit::Millis,
+                    aim: Some(Aim::AtMost(10.0)),
+                };
                 report.add(&row, side, millis(call.took));
             }
         }

@@ -40,19 +40,55 @@ impl Unit {
     }
 }
 
-/// What a row is called, and the ratio to the routed path that it aims at.
+/// What a row's median is to reach. Only the ratio and the difference say something about us alone; the absolute ones
+/// are promises to users all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Aim {
+    /// Of ours to routed, at least.
+    Ratio(f64),
+    /// Of ours over routed, at most, in the row's unit.
+    Added(f64),
+    /// Of ours, at most, in the row's unit.
+    AtMost(f64),
+}
+
+impl Aim {
+    /// `None` while a side has no sample.
+    fn reached(self, routed: Option<f64>, ours: Option<f64>) -> Option<bool> {
+        let both = routed.zip(ours);
+        match self {
+            Self::Ratio(least) => both.map(|(routed, ours)| ours / routed >= least),
+            Self::Added(most) => both.map(|(routed, ours)| ours - routed <= most),
+            Self::AtMost(most) => ours.map(|ours| ours <= most),
+        }
+    }
+}
+
+impl fmt::Display for Aim {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ratio(least) => write!(out, "ratio >= {least:.2}"),
+            Self::Added(most) => write!(out, "added <= {most}"),
+            Self::AtMost(most) => write!(out, "ours <= {most}"),
+        }
+    }
+}
+
+/// What a row is called, and what it aims at.
 #[derive(Clone, Debug)]
 pub struct Row {
     pub name: String,
     pub unit: Unit,
-    pub aim: Option<f64>,
+    pub aim: Option<Aim>,
 }
 
 #[derive(Clone, Debug, Serialize)]
 struct Samples {
     order: usize,
     unit: Unit,
-    aim: Option<f64>,
+    aim: Option<Aim>,
+    reached: Option<bool>,
     routed: Vec<f64>,
     ours: Vec<f64>,
     routed_median: Option<f64>,
@@ -76,6 +112,7 @@ impl Report {
         samples.routed_median = median(&samples.routed);
         samples.ours_median = median(&samples.ours);
         samples.ratio = samples.routed_median.zip(samples.ours_median).map(|(routed, ours)| ours / routed);
+        samples.reached = samples.aim.and_then(|aim| aim.reached(samples.routed_median, samples.ours_median));
     }
 }
 
@@ -85,11 +122,20 @@ impl Samples {
             order,
             unit: row.unit,
             aim: row.aim,
+            reached: None,
             routed: Vec::new(),
             ours: Vec::new(),
             routed_median: None,
             ours_median: None,
             ratio: None,
+        }
+    }
+
+    fn goal(&self) -> String {
+        match (self.aim, self.reached) {
+            (None, _) => String::new(),
+            (Some(aim), Some(false)) => format!("{aim} (missed)"),
+            (Some(aim), _) => aim.to_string(),
         }
     }
 }
@@ -108,7 +154,7 @@ impl fmt::Display for Report {
                 cell(samples.ours_median),
                 samples.unit.label(),
                 samples.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")),
-                samples.aim.map_or_else(String::new, |aim| format!(">= {aim:.2}")),
+                samples.goal(),
             )?;
         }
         Ok(())
@@ -142,7 +188,7 @@ mod tests {
     #[test]
     fn medians_ratios_and_the_order_of_rows() {
         let mut report = Report::default();
-        let row = |name: &str| Row { name: name.to_owned(), unit: Unit::Gbit, aim: Some(0.5) };
+        let row = |name: &str| Row { name: name.to_owned(), unit: Unit::Gbit, aim: Some(Aim::Ratio(0.5)) };
         for (side, value) in
             [(Side::Routed, 3.0), (Side::Routed, 1.0), (Side::Routed, 2.0), (Side::Ours, 1.0)]
         {
@@ -151,8 +197,14 @@ mod tests {
         report.add(&row("a second"), Side::Routed, 5.0);
         let text = report.to_string();
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(lines[1], ["z", "first", "2.00", "1.00", "Gbit/s", "0.50", ">=", "0.50"]);
-        assert_eq!(lines[2], ["a", "second", "5.00", "-", "Gbit/s", "-", ">=", "0.50"]);
+        assert_eq!(lines[1], ["z", "first", "2.00", "1.00", "Gbit/s", "0.50", "ratio", ">=", "0.50"]);
+        assert_eq!(lines[2], ["a", "second", "5.00", "-", "Gbit/s", "-", "ratio", ">=", "0.50"]);
+        report.add(&row("z first"), Side::Ours, 0.5);
+        assert!(report.to_string().contains("ratio >= 0.50 (missed)"), "{report}");
+        assert_eq!(Aim::Added(35.0).reached(Some(10.0), Some(45.0)), Some(true));
+        assert_eq!(Aim::Added(35.0).reached(Some(10.0), Some(45.1)), Some(false));
+        assert_eq!(Aim::AtMost(10.0).reached(None, Some(10.1)), Some(false));
+        assert_eq!(Aim::AtMost(10.0).reached(None, None), None);
         assert_eq!(median(&[4.0, 2.0]), Some(3.0));
         assert_eq!(median(&[]), None);
     }
