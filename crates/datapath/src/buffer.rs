@@ -48,18 +48,23 @@ impl PacketBuf {
     }
 }
 
-/// Hands out buffers and knows how many octets flows hold.
+/// Octets that one pod's flows hold of a pool.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Account(usize);
+
+/// Hands out buffers and knows how many octets flows hold, of all pods and of the one that is served now.
 #[derive(Debug)]
 pub struct Pool {
     free: Vec<Box<[u8]>>,
     held: usize,
+    account: Account,
     budget: usize,
 }
 
 impl Pool {
-    /// `budget`: octets flows may hold before [`Pool::is_exhausted`].
+    /// `budget`: octets that the flows of all pods may hold; see [`Pool::is_exhausted`].
     pub fn new(budget: usize) -> Self {
-        Self { free: Vec::new(), held: 0, budget }
+        Self { free: Vec::new(), held: 0, account: Account::default(), budget }
     }
 
     pub fn take(&mut self) -> PacketBuf {
@@ -76,8 +81,26 @@ impl Pool {
         self.held
     }
 
+    /// Whether the pod holds its share: as much as is still free (dynamic threshold), so alone it gets half of the budget
+    /// and there is always something left for the next.
     pub fn is_exhausted(&self) -> bool {
-        self.held >= self.budget
+        self.account.0 >= self.budget.saturating_sub(self.held)
+    }
+
+    /// Exchanges `account` with the one that is charged now. Called before a pod is served, and again after.
+    pub fn switch(&mut self, account: &mut Account) {
+        std::mem::swap(&mut self.account, account);
+    }
+
+    fn charge(&mut self, octets: usize) {
+        self.held += octets;
+        self.account.0 += octets;
+    }
+
+    fn credit(&mut self, octets: usize) {
+        debug_assert!(self.account.0 >= octets, "the chunk is another pod's");
+        self.held -= octets;
+        self.account.0 = self.account.0.saturating_sub(octets);
     }
 
     /// Lets go of free buffers down to a handful, for a worker that has become idle.
@@ -99,17 +122,17 @@ impl Pool {
         }
         let fresh = self.take();
         let data = std::mem::replace(buffer, fresh).data;
-        self.held += CAPACITY;
+        self.charge(CAPACITY);
         Chunk { storage: Storage::Pooled(data), start: start as u32, end: end as u32 }
     }
 
     fn copied(&mut self, payload: &[u8]) -> Chunk {
-        self.held += payload.len();
+        self.charge(payload.len());
         Chunk { storage: Storage::Copied(payload.into()), start: 0, end: payload.len() as u32 }
     }
 
     fn release(&mut self, chunk: Chunk) {
-        self.held -= chunk.held();
+        self.credit(chunk.held());
         match chunk.storage {
             Storage::Pooled(data) => self.give_data(data),
             Storage::Copied(_) => {}
@@ -181,7 +204,7 @@ impl Chunk {
         }
         let before = data.capacity();
         data.extend_from_slice(payload);
-        pool.held += data.capacity() - before;
+        pool.charge(data.capacity() - before);
         self.end += payload.len() as u32;
         true
     }
@@ -307,6 +330,32 @@ mod tests {
         assert_eq!(queue.len(), 40_100);
         queue.clear(&mut pool);
         assert_eq!(pool.held(), 0);
+    }
+
+    /// Keeps copies for the account until the pool says stop; gives how many octets that were.
+    fn fill(pool: &mut Pool, account: &mut Account, kept: &mut Vec<Chunk>) -> usize {
+        pool.switch(account);
+        let before = pool.held();
+        while !pool.is_exhausted() {
+            kept.push(Chunk::copied(pool, &[0; 100]));
+        }
+        let taken = pool.held() - before;
+        pool.switch(account);
+        taken
+    }
+
+    #[test]
+    fn a_greedy_pod_leaves_memory_for_the_others() {
+        let mut pool = Pool::new(120_000);
+        let mut accounts = [const { Account(0) }; 3];
+        let mut kept = [const { Vec::new() }; 3];
+        let taken = [0, 1, 2].map(|pod| fill(&mut pool, &mut accounts[pod], &mut kept[pod]));
+        assert_eq!(taken, [60_000, 30_000, 15_000]);
+        pool.switch(&mut accounts[0]);
+        kept[0].drain(..).for_each(|chunk| release(&mut pool, chunk));
+        pool.switch(&mut accounts[0]);
+        assert_eq!(accounts[0], Account::default());
+        assert_eq!(fill(&mut pool, &mut accounts[2], &mut kept[2]), 30_000);
     }
 
     proptest::proptest! {

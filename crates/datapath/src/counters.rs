@@ -39,10 +39,14 @@ pub enum DropReason {
     Policy,
     /// A socket refused a datagram.
     SendFailed,
+    /// The node gave no socket for it.
+    NoSocket,
+    /// A super-segment of more datagrams than the kernel itself would cut.
+    Segments,
 }
 
 impl DropReason {
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::Truncated,
         Self::BadHeader,
         Self::BadChecksum,
@@ -70,6 +74,8 @@ impl DropReason {
         Self::IcmpType,
         Self::Policy,
         Self::SendFailed,
+        Self::NoSocket,
+        Self::Segments,
     ];
 
     /// The fixed label of metrics.
@@ -102,6 +108,8 @@ impl DropReason {
             Self::IcmpType => "icmp-type",
             Self::Policy => "policy",
             Self::SendFailed => "send-failed",
+            Self::NoSocket => "no-socket",
+            Self::Segments => "segments",
         }
     }
 }
@@ -119,6 +127,10 @@ pub struct Counters {
     pub resets_sent: u64,
     pub icmp_errors_sent: u64,
     pub dns_answers: u64,
+    /// UDP peers that gave way to newer ones.
+    pub udp_evictions: u64,
+    /// Refusals that were told to the pod and not recorded: more came than the log has room for.
+    pub refusals_unrecorded: u64,
     drops: [u64; DropReason::ALL.len()],
 }
 

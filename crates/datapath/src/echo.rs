@@ -171,7 +171,7 @@ impl Echo {
     pub(crate) fn reevaluate(&mut self, sh: &mut Shared, now: Instant) {
         let refused = |flow: &Flow| {
             let permit = sh.still_allowed(&flow.permit, Protocol::Icmp, flow.key.ends().1);
-            !permit.is_ok_and(|permit| permit.upstream() == flow.permit.upstream())
+            !permit.is_ok_and(|permit| sh.is_direct(&permit) && permit.upstream() == flow.permit.upstream())
         };
         let ids: Vec<_> =
             self.flows.iter().filter(|(_, flow)| refused(flow)).map(|(_, flow)| flow.id).collect();
@@ -219,7 +219,7 @@ fn permitted(
 ) -> Result<Permit, DropReason> {
     let (source, destination) = key.ends();
     match settle(sh.decide(now, Protocol::Icmp, destination)) {
-        Ok(permit) if permit.upstream().is_direct() => Ok(permit),
+        Ok(permit) if sh.is_direct(&permit) => Ok(permit),
         Ok(permit) => {
             sh.send_error(now, Unreachable::Prohibited, packet, bytes);
             let reason = CloseReason::UpstreamUnsupported;

@@ -20,6 +20,8 @@ const NAMES_PER_ADDRESS: usize = 16;
 #[derive(Debug)]
 struct Lease {
     name: DomainName,
+    /// Who said so, by the address that the pod asked.
+    resolver: IpAddr,
     until: Instant,
 }
 
@@ -37,7 +39,7 @@ impl Leases {
         Self { by_address: HashMap::with_hasher(hasher), order: VecDeque::new(), limit }
     }
 
-    pub(crate) fn learn(&mut self, now: Instant, answer: &Answer) {
+    pub(crate) fn learn(&mut self, now: Instant, resolver: IpAddr, answer: &Answer) {
         let until = now + Duration::from_secs(u64::from(answer.ttl)).min(MAX_TTL) + GRACE;
         for &address in &answer.addresses {
             self.make_room(address);
@@ -46,8 +48,18 @@ impl Leases {
             if leases.len() >= NAMES_PER_ADDRESS {
                 leases.remove(0);
             }
-            leases.push(Lease { name: answer.name.clone(), until });
+            leases.push(Lease { name: answer.name.clone(), resolver, until });
         }
+    }
+
+    /// Drops what resolvers said that are not trusted any more.
+    pub(crate) fn keep_of(&mut self, trusted: impl Fn(IpAddr) -> bool) {
+        self.by_address.retain(|_, leases| {
+            leases.retain(|lease| trusted(lease.resolver));
+            !leases.is_empty()
+        });
+        // An address that is learnt again is queued again.
+        self.order.retain(|address| self.by_address.contains_key(address));
     }
 
     fn make_room(&mut self, address: IpAddr) {
@@ -72,6 +84,8 @@ impl Leases {
 mod tests {
     use super::*;
 
+    const RESOLVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 10));
+
     fn answer(name: &str, last: u8, ttl: u32) -> Answer {
         let address = IpAddr::from([192, 0, 2, last]);
         Answer { name: DomainName::parse(name).unwrap(), addresses: vec![address], ttl }
@@ -85,9 +99,9 @@ mod tests {
     fn the_latest_name_is_last_and_leases_end() {
         let mut leases = Leases::new(KeyedState::new([0; 16]), 10);
         let start = Instant::from_secs(0);
-        leases.learn(start, &answer("a.example", 1, 10));
-        leases.learn(start, &answer("b.example", 1, 1_000));
-        leases.learn(start, &answer("a.example", 1, 10));
+        leases.learn(start, RESOLVER, &answer("a.example", 1, 10));
+        leases.learn(start, RESOLVER, &answer("b.example", 1, 1_000));
+        leases.learn(start, RESOLVER, &answer("a.example", 1, 10));
         assert_eq!(names(&leases, start, 1), ["b.example", "a.example"]);
         assert_eq!(names(&leases, start + Duration::from_secs(311), 1), ["b.example"]);
         assert!(names(&leases, start + Duration::from_secs(1_301), 1).is_empty());
@@ -98,13 +112,32 @@ mod tests {
         let mut leases = Leases::new(KeyedState::new([0; 16]), 3);
         let now = Instant::from_secs(0);
         for last in 0..5 {
-            leases.learn(now, &answer("a.example", last, 10));
+            leases.learn(now, RESOLVER, &answer("a.example", last, 10));
         }
         assert!(names(&leases, now, 1).is_empty());
         assert_eq!(names(&leases, now, 4), ["a.example"]);
         for number in 0..40 {
-            leases.learn(now, &answer(&format!("n{number}.example"), 4, 10));
+            leases.learn(now, RESOLVER, &answer(&format!("n{number}.example"), 4, 10));
         }
         assert_eq!(names(&leases, now, 4).len(), NAMES_PER_ADDRESS);
+    }
+
+    #[test]
+    fn what_a_resolver_said_goes_with_its_trust() {
+        let mut leases = Leases::new(KeyedState::new([0; 16]), 2);
+        let now = Instant::from_secs(0);
+        let other = IpAddr::from([10, 96, 0, 11]);
+        leases.learn(now, RESOLVER, &answer("a.example", 1, 10));
+        leases.learn(now, other, &answer("b.example", 1, 10));
+        leases.learn(now, other, &answer("c.example", 2, 10));
+        leases.keep_of(|resolver| resolver == RESOLVER);
+        assert_eq!(names(&leases, now, 1), ["a.example"]);
+        assert!(names(&leases, now, 2).is_empty());
+        // Learnt again, it has one place in the order, not two: the oldest is the one that gives way.
+        leases.learn(now, RESOLVER, &answer("c.example", 2, 10));
+        leases.learn(now, RESOLVER, &answer("d.example", 3, 10));
+        assert!(names(&leases, now, 1).is_empty());
+        assert_eq!(names(&leases, now, 2), ["c.example"]);
+        assert_eq!(leases.order.len(), 2);
     }
 }

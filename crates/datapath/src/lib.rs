@@ -16,6 +16,7 @@ mod icmp;
 pub mod key;
 pub mod lease;
 pub mod limits;
+mod recency;
 pub mod record;
 pub mod sniff;
 pub mod stack;
@@ -25,7 +26,7 @@ pub mod udp;
 pub mod view;
 pub mod vnet;
 
-pub use buffer::{PacketBuf, Pool};
+pub use buffer::{Account, PacketBuf, Pool};
 pub use checksum::internet as internet_checksum;
 pub use counters::{Counters, DropReason};
 pub use echo::EchoId;

@@ -15,7 +15,7 @@ pub struct Limits {
     pub time_wait: usize,
     /// UDP source ports with an outside mapping; the least recently used gives way.
     pub udp_mappings: usize,
-    /// Remote peers of one UDP mapping.
+    /// Remote peers of all UDP mappings together; the least recently used gives way.
     pub udp_peers: usize,
     /// ICMP echo identifiers in use.
     pub echo_flows: usize,
@@ -23,8 +23,8 @@ pub struct Limits {
     pub leases: usize,
     /// Bytes one TCP flow may hold towards the upstream (the receive window's ceiling).
     pub receive_buffer: usize,
-    /// Bytes of packet buffers that all flows of the process may hold before new data is refused; each worker has its
-    /// share.
+    /// Bytes of packet buffers that all flows of the process may hold before new data is refused. Each worker has its
+    /// share, and a pod may hold as much of that as is still free.
     pub memory: usize,
     pub udp_idle: Duration,
     /// Idle time of UDP flows to ports 53 and 123: one question, one answer.
@@ -33,6 +33,8 @@ pub struct Limits {
     /// ICMP errors and resets of stray segments, a second; beyond it they are counted and not sent. The reset that refuses
     /// a SYN is not limited.
     pub errors_per_second: u32,
+    /// Records of refused flows, a second. Repeats have the half of it; the rest is kept for flows not refused lately.
+    pub refusals_per_second: u32,
 }
 
 impl Default for Limits {
@@ -43,7 +45,7 @@ impl Default for Limits {
             half_open: 512,
             time_wait: 4_096,
             udp_mappings: 4_096,
-            udp_peers: 1_024,
+            udp_peers: 8_192,
             echo_flows: 256,
             leases: 4_096,
             receive_buffer: 2 << 20,
@@ -52,6 +54,7 @@ impl Default for Limits {
             udp_query_idle: Duration::from_secs(10),
             echo_idle: Duration::from_secs(30),
             errors_per_second: 1_000,
+            refusals_per_second: 100,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! The mapping is independent of the endpoint (RFC 4787 4.1), the filter is per address and port: a datagram comes in
 //! only from where one was sent.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use slab::Slab;
@@ -14,6 +14,7 @@ use crate::counters::DropReason;
 use crate::emit::{self, Head};
 use crate::icmp::{self, Unreachable};
 use crate::key::KeyedState;
+use crate::recency::Recency;
 use crate::record::CloseReason;
 use crate::stack::shared::{Usage, settle};
 use crate::stack::{Action, DialFailure, Input, Shared, unreachable_for};
@@ -24,8 +25,8 @@ use crate::vnet::Gso;
 /// The largest datagram that fits an IP packet of either family.
 const MAX_PAYLOAD: usize = 65_507;
 
-/// Entries of the eviction queue that are not worth a sweep.
-const SLACK: usize = 64;
+/// Datagrams of one super-segment: the kernel's own bound (`UDP_MAX_SEGMENTS`, include/linux/udp.h).
+const MAX_SEGMENTS: usize = 128;
 
 /// A mapping of one source port; see [`crate::FlowId`] for the generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,6 +42,16 @@ struct Peer {
     permit: Permit,
     usage: Usage,
     idle: Duration,
+    /// Tells it from an earlier peer of the same mapping and address.
+    serial: u64,
+}
+
+/// One peer among those of all mappings.
+#[derive(Clone, Copy, Debug)]
+struct PeerKey {
+    mapping: MappingId,
+    dial: SocketAddr,
+    serial: u64,
 }
 
 #[derive(Debug)]
@@ -58,9 +69,12 @@ pub(crate) struct Udp {
     by_source: HashMap<SocketAddr, usize, KeyedState>,
     hasher: KeyedState,
     timers: Timers<MappingId>,
-    /// Mappings with the time they were last known to be used; the front is the least recently used, or is moved back.
-    order: VecDeque<(MappingId, Instant)>,
+    recent: Recency<MappingId>,
+    recent_peers: Recency<PeerKey>,
+    /// Of all mappings.
+    peers: usize,
     generation: u32,
+    serial: u64,
 }
 
 impl Udp {
@@ -70,8 +84,11 @@ impl Udp {
             by_source: HashMap::with_hasher(hasher.clone()),
             hasher: hasher.clone(),
             timers: Timers::new(),
-            order: VecDeque::new(),
+            recent: Recency::new(),
+            recent_peers: Recency::new(),
+            peers: 0,
             generation: 0,
+            serial: 0,
         }
     }
 
@@ -87,18 +104,21 @@ impl Udp {
         bytes: &[u8],
     ) -> Result<Input, DropReason> {
         let datagram = Datagram::parse(packet, bytes)?;
+        let segment = if packet.vnet.gso == Gso::UdpL4 { packet.vnet.gso_size } else { 0 };
+        if segment > 0 && datagram.payload.len().div_ceil(usize::from(segment)) > MAX_SEGMENTS {
+            return Err(DropReason::Segments);
+        }
         let destination = datagram.destination;
         let known = self.by_source.get(&datagram.source).copied();
         let dial = sh.dial_address(destination);
         let has_peer = known.is_some_and(|slot| self.mappings[slot].peers.contains_key(&dial));
         if !has_peer {
             let permit = permitted(sh, now, &datagram, packet, bytes)?;
-            self.add_peer(sh, now, known, &datagram, dial, permit)?;
+            self.add_peer(sh, now, &datagram, dial, permit)?;
         }
         let slot = self.by_source[&datagram.source];
         let mapping = &mut self.mappings[slot];
         mapping.last = now;
-        let segment = if packet.vnet.gso == Gso::UdpL4 { packet.vnet.gso_size } else { 0 };
         if let Some(peer) = mapping.peers.get_mut(&dial) {
             peer.usage.sent(now, datagram.payload.len());
         }
@@ -109,23 +129,43 @@ impl Udp {
         &mut self,
         sh: &mut Shared,
         now: Instant,
-        known: Option<usize>,
         datagram: &Datagram,
         dial: SocketAddr,
         permit: Permit,
     ) -> Result<(), DropReason> {
+        // First, because a mapping goes with its last peer.
+        if self.peers >= sh.config.limits.udp_peers {
+            self.evict_peer(sh, now)?;
+        }
+        let known = self.by_source.get(&datagram.source).copied();
         let slot = known.map_or_else(|| self.add_mapping(sh, now, datagram.source, &permit), Ok)?;
         let mapping = &mut self.mappings[slot];
-        if mapping.peers.len() >= sh.config.limits.udp_peers {
-            return Err(DropReason::MappingLimit);
-        }
         let port = datagram.destination.port();
         let limits = &sh.config.limits;
         let idle = if port == 53 || port == 123 { limits.udp_query_idle } else { limits.udp_idle };
         sh.announce_use(now, Protocol::Udp, (datagram.source, datagram.destination), &permit);
-        let peer = Peer { facing: datagram.destination, permit, usage: Usage::new(now), idle };
+        self.serial += 1;
+        let key = PeerKey { mapping: mapping.id, dial, serial: self.serial };
+        let facing = datagram.destination;
+        let peer = Peer { facing, permit, usage: Usage::new(now), idle, serial: self.serial };
         mapping.peers.insert(dial, peer);
         self.timers.arm(&mut mapping.armed, now + idle, mapping.id);
+        self.peers += 1;
+        let mappings = &self.mappings;
+        self.recent_peers.push(key, now, self.peers, |key| find_peer(mappings, key).is_some());
+        Ok(())
+    }
+
+    /// Makes room: the pod's least recently used peer goes, and its mapping with it if it has no other.
+    fn evict_peer(&mut self, sh: &mut Shared, now: Instant) -> Result<(), DropReason> {
+        let mappings = &self.mappings;
+        let key = self
+            .recent_peers
+            .pop(|key| find_peer(mappings, key).map(|peer| peer.usage.last))
+            .ok_or(DropReason::MappingLimit)?;
+        sh.counters.udp_evictions += 1;
+        let evicted = |_: &Shared, peer: &Peer| peer.serial == key.serial;
+        self.remove_peers_of(sh, now, key.mapping, CloseReason::Evicted, &evicted);
         Ok(())
     }
 
@@ -146,7 +186,8 @@ impl Udp {
         let peers = HashMap::with_hasher(self.hasher.clone());
         entry.insert(Mapping { id, source, peers, last: now, armed: Armed::default() });
         self.by_source.insert(source, slot);
-        self.queue_for_eviction(id, now);
+        let mappings = &self.mappings;
+        self.recent.push(id, now, mappings.len(), |id| find(mappings, id).is_some());
         sh.actions.push_back(Action::OpenMapping {
             mapping: id,
             v6: source.is_ipv6(),
@@ -155,34 +196,20 @@ impl Udp {
         Ok(slot)
     }
 
-    fn queue_for_eviction(&mut self, id: MappingId, now: Instant) {
-        // Mappings that ended leave entries behind; without limit they would be a leak of one entry for each query.
-        if self.order.len() > 2 * self.mappings.len() + SLACK {
-            let mappings = &self.mappings;
-            self.order
-                .retain(|&(id, _)| mappings.get(id.slot as usize).is_some_and(|mapping| mapping.id == id));
-        }
-        self.order.push_back((id, now));
-    }
-
-    /// Makes room: the least recently used mapping goes. Mappings used since they were queued move to the back.
+    /// Makes room: the least recently used mapping goes.
     fn evict(&mut self, sh: &mut Shared, now: Instant) -> Result<(), DropReason> {
-        while let Some((id, seen)) = self.order.pop_front() {
-            let Some(mapping) = self.get(id) else { continue };
-            if mapping.last > seen {
-                let last = mapping.last;
-                self.order.push_back((id, last));
-                continue;
-            }
-            sh.counters.drop(DropReason::MappingLimit);
-            self.close(sh, now, id, CloseReason::Evicted);
-            return Ok(());
-        }
-        Err(DropReason::MappingLimit)
+        let mappings = &self.mappings;
+        let id = self
+            .recent
+            .pop(|id| find(mappings, id).map(|mapping| mapping.last))
+            .ok_or(DropReason::MappingLimit)?;
+        sh.counters.drop(DropReason::MappingLimit);
+        self.close(sh, now, id, CloseReason::Evicted);
+        Ok(())
     }
 
     fn get(&self, id: MappingId) -> Option<&Mapping> {
-        self.mappings.get(id.slot as usize).filter(|mapping| mapping.id == id)
+        find(&self.mappings, id)
     }
 
     fn get_mut(&mut self, id: MappingId) -> Option<&mut Mapping> {
@@ -211,7 +238,7 @@ impl Udp {
         peer.usage.received(now, payload.len());
         // Trust may have been withdrawn since the question.
         if sh.is_trusted_resolver(peer.facing) {
-            sh.observe_dns(now, payload);
+            sh.observe_dns(now, peer.facing.ip(), payload);
         }
         Some(emit::udp(peer.facing, mapping.source, payload.len()))
     }
@@ -228,6 +255,8 @@ impl Udp {
         let Some(mapping) = self.get_mut(id) else { return };
         let source = mapping.source;
         let Some(peer) = mapping.peers.remove(&to) else { return };
+        let empty = mapping.peers.is_empty();
+        self.peers -= 1;
         if let Some(kind) = unreachable_for(failure)
             && sh.allow_error(now)
         {
@@ -236,7 +265,7 @@ impl Udp {
         }
         let ends = (source, peer.facing);
         sh.record_usage(now, Protocol::Udp, ends, &peer.permit, &peer.usage, failure.close_reason());
-        if mapping.peers.is_empty() {
+        if empty {
             self.close(sh, now, id, failure.close_reason());
         }
     }
@@ -248,6 +277,7 @@ impl Udp {
         let mut mapping = self.mappings.remove(id.slot as usize);
         self.timers.disarm(&mut mapping.armed, id);
         self.by_source.remove(&mapping.source);
+        self.peers -= mapping.peers.len();
         for peer in mapping.peers.values() {
             let ends = (mapping.source, peer.facing);
             sh.record_usage(now, Protocol::Udp, ends, &peer.permit, &peer.usage, reason);
@@ -266,7 +296,7 @@ impl Udp {
         let refused = |sh: &Shared, peer: &Peer| {
             let permit = sh.still_allowed(&peer.permit, Protocol::Udp, peer.facing);
             // Another upstream cannot take over a datagram flow; it begins anew.
-            !permit.is_ok_and(|permit| permit.upstream() == peer.permit.upstream())
+            !permit.is_ok_and(|permit| sh.is_direct(&permit) && permit.upstream() == peer.permit.upstream())
         };
         self.remove_peers(sh, now, CloseReason::PolicyChanged, refused);
     }
@@ -298,6 +328,7 @@ impl Udp {
         let removed: Vec<_> =
             mapping.peers.extract_if(|_, peer| gone(sh, peer)).map(|(_, peer)| peer).collect();
         let empty = mapping.peers.is_empty();
+        self.peers -= removed.len();
         for peer in removed {
             sh.record_usage(now, Protocol::Udp, (source, peer.facing), &peer.permit, &peer.usage, reason);
         }
@@ -317,8 +348,13 @@ impl Udp {
                 self.timers.len()
             ));
         }
-        if self.order.len() > 2 * self.mappings.capacity() + SLACK + 1 {
-            return Err(format!("{} entries to evict {} mappings", self.order.len(), self.mappings.len()));
+        let peers: usize = self.mappings.iter().map(|(_, mapping)| mapping.peers.len()).sum();
+        if peers != self.peers {
+            return Err(format!("{peers} peers, counted as {}", self.peers));
+        }
+        // Evictions keep to what there once was at most.
+        if !self.recent.is_bounded(self.mappings.capacity()) {
+            return Err(format!("too many entries to evict {} mappings", self.mappings.len()));
         }
         Ok(())
     }
@@ -345,6 +381,14 @@ impl Udp {
     }
 }
 
+fn find(mappings: &Slab<Mapping>, id: MappingId) -> Option<&Mapping> {
+    mappings.get(id.slot as usize).filter(|mapping| mapping.id == id)
+}
+
+fn find_peer(mappings: &Slab<Mapping>, key: PeerKey) -> Option<&Peer> {
+    find(mappings, key.mapping)?.peers.get(&key.dial).filter(|peer| peer.serial == key.serial)
+}
+
 /// Asks policy about a new peer; a refusal is told to the pod and recorded.
 fn permitted(
     sh: &mut Shared,
@@ -354,7 +398,7 @@ fn permitted(
     bytes: &[u8],
 ) -> Result<Permit, DropReason> {
     match settle(sh.decide(now, Protocol::Udp, datagram.destination)) {
-        Ok(permit) if permit.upstream().is_direct() => Ok(permit),
+        Ok(permit) if sh.is_direct(&permit) => Ok(permit),
         Ok(permit) => {
             sh.send_error(now, Unreachable::Prohibited, packet, bytes);
             let ends = (datagram.source, datagram.destination);

@@ -1,13 +1,15 @@
 //! One pod's stack: from packets of its TUN to actions on sockets and back.
 
+mod refusals;
 pub(crate) mod shared;
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 
 use smoltcp::time::Instant;
-use tunproxy_policy::{DomainName, Permit, WorkloadPolicy};
+use tunproxy_policy::{DomainName, Permit, UpstreamRef, WorkloadPolicy};
 
 use crate::buffer::{PacketBuf, Pool};
 use crate::counters::{Counters, DropReason};
@@ -365,6 +367,7 @@ impl Stack {
 
     /// The socket of a mapping could not be had.
     pub fn mapping_failed(&mut self, now: Instant, mapping: MappingId) {
+        self.shared.counters.drop(DropReason::NoSocket);
         self.udp.close(&mut self.shared, now, mapping, CloseReason::Limit);
     }
 
@@ -377,9 +380,15 @@ impl Stack {
         self.echo.failed(&mut self.shared, now, echo, failure);
     }
 
-    /// From now on, these resolvers' answers bind names.
+    /// From now on, these resolvers' answers bind names; those of others do no more.
     pub fn set_resolvers(&mut self, resolvers: Arc<[IpAddr]>) {
-        self.shared.config.resolvers = resolvers;
+        self.shared.set_resolvers(resolvers);
+    }
+
+    /// From now on, the node itself carries these upstreams, beside the one named `direct`; takes effect on live flows with
+    /// [`Stack::set_policy`].
+    pub fn set_direct(&mut self, upstreams: Arc<HashSet<UpstreamRef>>) {
+        self.shared.direct = upstreams;
     }
 
     /// Puts another policy in force: what it no longer allows ends now.

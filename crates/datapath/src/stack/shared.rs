@@ -1,11 +1,13 @@
 //! What the protocols of one stack share: configuration, leases, and what goes out.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use smoltcp::time::Instant;
-use tunproxy_policy::{Decision, FlowQuery, Permit, Protocol, Refusal};
+use tunproxy_policy::{Decision, FlowQuery, Permit, Protocol, Refusal, UpstreamRef};
 
+use super::refusals::Refusals;
 use super::{Action, StackConfig, Target, may_answer};
 use crate::counters::{Counters, DropReason};
 use crate::dns::{self, Answer};
@@ -25,6 +27,9 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     pub(crate) actions: VecDeque<Action>,
     pub(crate) control: VecDeque<Vec<u8>>,
+    /// Upstreams that the node itself carries, beside `direct`.
+    pub(crate) direct: Arc<HashSet<UpstreamRef>>,
+    refusals: Refusals,
     errors: Budget,
     challenges: Budget,
 }
@@ -34,6 +39,8 @@ impl Shared {
         let rate = config.limits.errors_per_second;
         Self {
             leases: Leases::new(hasher.clone(), config.limits.leases),
+            direct: Arc::default(),
+            refusals: Refusals::new(hasher.clone(), config.limits.refusals_per_second),
             config,
             hasher,
             counters: Counters::default(),
@@ -90,21 +97,29 @@ impl Shared {
 
     /// Whether answers of this resolver bind names.
     pub(crate) fn is_trusted_resolver(&self, destination: SocketAddr) -> bool {
-        let address = destination.ip();
-        destination.port() == 53
-            && (self.config.resolvers.contains(&address)
-                || self.config.dns_alias.is_some_and(|alias| alias.virtual_address == address))
+        destination.port() == 53 && is_trusted(&self.config, destination.ip())
     }
 
-    pub(crate) fn learn(&mut self, now: Instant, answer: &Answer) {
+    /// Whether the node itself carries what this permit allows, datagrams too.
+    pub(crate) fn is_direct(&self, permit: &Permit) -> bool {
+        permit.upstream().is_direct() || self.direct.contains(permit.upstream())
+    }
+
+    pub(crate) fn set_resolvers(&mut self, resolvers: Arc<[IpAddr]>) {
+        self.config.resolvers = resolvers;
+        let config = &self.config;
+        self.leases.keep_of(|resolver| is_trusted(config, resolver));
+    }
+
+    pub(crate) fn learn(&mut self, now: Instant, resolver: IpAddr, answer: &Answer) {
         self.counters.dns_answers += 1;
-        self.leases.learn(now, answer);
+        self.leases.learn(now, resolver, answer);
     }
 
     /// Learns from a trusted resolver's datagram.
-    pub(crate) fn observe_dns(&mut self, now: Instant, message: &[u8]) {
+    pub(crate) fn observe_dns(&mut self, now: Instant, resolver: IpAddr, message: &[u8]) {
         if let Some(answer) = dns::read_answer(message) {
-            self.learn(now, &answer);
+            self.learn(now, resolver, &answer);
         }
     }
 
@@ -173,14 +188,21 @@ impl Shared {
 
     /// The address that the node itself sends to.
     fn dialed(&self, permit: &Permit, destination: SocketAddr) -> Option<SocketAddr> {
-        permit.upstream().is_direct().then(|| self.dial_address(destination))
+        self.is_direct(permit).then(|| self.dial_address(destination))
     }
 
     pub(crate) fn record(&mut self, record: FlowRecord) {
         self.actions.push_back(Action::Record(Box::new(record)));
     }
 
-    /// Records a flow that policy refused at its start.
+    /// Whether a flow that came to nothing is to be recorded; else it is counted.
+    fn admit_refusal(&mut self, now: Instant, protocol: Protocol, destination: SocketAddr) -> bool {
+        let admitted = self.refusals.admit(now, protocol, destination);
+        self.counters.refusals_unrecorded += u64::from(!admitted);
+        admitted
+    }
+
+    /// Records a flow that policy refused at its start, within the rate.
     pub(crate) fn record_refusal(
         &mut self,
         now: Instant,
@@ -189,6 +211,9 @@ impl Shared {
         destination: SocketAddr,
         refusal: Refusal,
     ) {
+        if !self.admit_refusal(now, protocol, destination) {
+            return;
+        }
         let name_source = refusal.name.as_ref().map(|_| NameSource::Dns);
         self.record(FlowRecord {
             start: now,
@@ -222,6 +247,11 @@ impl Shared {
         usage: &Usage,
         close: CloseReason,
     ) {
+        // These two come once for each packet, as refusals do.
+        let refused = matches!(close, CloseReason::Limit | CloseReason::UpstreamUnsupported);
+        if refused && !self.admit_refusal(now, protocol, ends.1) {
+            return;
+        }
         let dialed = self.dialed(permit, ends.1);
         self.record(FlowRecord {
             start: usage.start,
@@ -284,6 +314,12 @@ pub(crate) fn settle(decision: Decision) -> Result<Permit, Refusal> {
     }
 }
 
+/// Whether the pod's `resolver` may bind names.
+fn is_trusted(config: &StackConfig, resolver: IpAddr) -> bool {
+    config.resolvers.contains(&resolver)
+        || config.dns_alias.is_some_and(|alias| alias.virtual_address == resolver)
+}
+
 /// What is the pod's address without its port.
 pub(crate) fn host(address: IpAddr) -> SocketAddr {
     SocketAddr::new(address, 0)
@@ -291,7 +327,7 @@ pub(crate) fn host(address: IpAddr) -> SocketAddr {
 
 /// A token bucket: `rate` a second, at most a second's worth at once.
 #[derive(Debug)]
-struct Budget {
+pub(crate) struct Budget {
     rate: u32,
     /// Millionths of a token.
     tokens: u64,
@@ -299,20 +335,33 @@ struct Budget {
 }
 
 impl Budget {
-    fn new(rate: u32) -> Self {
+    pub(crate) fn new(rate: u32) -> Self {
         Self { rate, tokens: u64::from(rate) * 1_000_000, filled: None }
     }
 
-    fn take(&mut self, now: Instant) -> bool {
-        let full = u64::from(self.rate) * 1_000_000;
+    pub(crate) fn take(&mut self, now: Instant) -> bool {
+        self.take_above(now, 0)
+    }
+
+    /// [`take`](Self::take) as long as more than half of the bucket is left.
+    pub(crate) fn take_of_half(&mut self, now: Instant) -> bool {
+        self.take_above(now, self.full() / 2)
+    }
+
+    fn take_above(&mut self, now: Instant, kept: u64) -> bool {
         let elapsed = self.filled.map_or(0, |filled| (now - filled).total_micros());
         self.filled = Some(now);
-        self.tokens = self.tokens.saturating_add(elapsed.saturating_mul(u64::from(self.rate))).min(full);
-        let allowed = self.tokens >= 1_000_000;
+        let filled = self.tokens.saturating_add(elapsed.saturating_mul(u64::from(self.rate)));
+        self.tokens = filled.min(self.full());
+        let allowed = self.tokens >= kept + 1_000_000;
         if allowed {
             self.tokens -= 1_000_000;
         }
         allowed
+    }
+
+    fn full(&self) -> u64 {
+        u64::from(self.rate) * 1_000_000
     }
 }
 

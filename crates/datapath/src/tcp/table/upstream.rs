@@ -115,7 +115,7 @@ impl Tcp {
         if let Some(tap) = &mut open.tap
             && sh.is_trusted_resolver(remote)
         {
-            tap.feed(&buffer.space()[..len], |answer| sh.learn(cx.now, &answer));
+            tap.feed(&buffer.space()[..len], |answer| sh.learn(cx.now, remote.ip(), &answer));
         }
         open.flow.sender.push(cx.pool, buffer, 0, len);
         self.touch(id);
