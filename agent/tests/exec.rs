@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
@@ -281,6 +283,70 @@ fn an_ordinary_user_needs_no_root() {
     assert_eq!(output.status.code(), Some(7), "{}", text(&output.stderr));
     let output = run(&["--", "ping", "-c1", "-W5", "198.51.100.10"]);
     assert_eq!(output.status.code(), Some(0), "{}{}", text(&output.stdout), text(&output.stderr));
+}
+
+/// A host whose resolver, nscd and avahi answer over Unix sockets, and whose resolv.conf is a link beside the first, for
+/// the one command that follows `run`.
+struct Services {
+    files: tempfile::TempDir,
+}
+
+impl Services {
+    const SOCKETS: [&str; 3] = ["systemd/resolve/io.systemd.Resolve", "nscd/socket", "avahi-daemon/socket"];
+
+    fn new() -> Self {
+        let files = tempfile::tempdir().unwrap();
+        fs::set_permissions(files.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let listen = |socket: &str| {
+            let path = files.path().join("run").join(socket);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let listener = UnixListener::bind(&path).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+            // Closed at once: the host's own programs, which ask nscd, do not wait for an answer.
+            std::thread::spawn(move || listener.incoming().for_each(drop));
+        };
+        Self::SOCKETS.into_iter().for_each(listen);
+        fs::write(files.path().join("run/systemd/resolve/stub-resolv.conf"), "nameserver 127.0.0.53\n")
+            .unwrap();
+        Self { files }
+    }
+
+    /// `exec` as `user` on that host; `script` runs in the sandbox.
+    fn run(&self, lab: &Lab, user: &str, script: &str) -> Output {
+        let host = format!(
+            "set -e; mount --bind {0}/run /run; cp -a /etc {0}/etc; rm -f {0}/etc/resolv.conf; \
+             ln -s ../run/systemd/resolve/stub-resolv.conf {0}/etc/resolv.conf; mount --bind {0}/etc /etc; \
+             exec setpriv --reuid {user} --regid {user} --clear-groups {AGENT} exec -- sh -c '{script}'",
+            self.files.path().display()
+        );
+        let mut command = lab.topology.node.command_with_resolver("unshare");
+        let output = command.args(["-m", "sh", "-c", &host]).stdin(Stdio::null()).output().unwrap();
+        fs::remove_dir_all(self.files.path().join("etc")).unwrap();
+        output
+    }
+}
+
+#[test]
+fn no_service_of_the_host_resolves_names_past_policy() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let services = Services::new();
+    // curl's 7: it could not connect. A connection that is closed at once ends in 52 or 56.
+    let ask = Services::SOCKETS
+        .map(|socket| format!("curl -s -m 1 --unix-socket /run/{socket} http://x/; echo $?;"))
+        .join(" ");
+    for user in ["0", NOBODY] {
+        let output = services.run(&lab, user, &format!("{ask} cat /etc/resolv.conf"));
+        let said = text(&output.stderr);
+        assert!(output.status.success(), "uid {user}: {said}");
+        assert_eq!(text(&output.stdout), "7\n7\n7\nnameserver 198.19.255.1\n", "uid {user}: {said}");
+    }
+    for socket in Services::SOCKETS {
+        UnixStream::connect(services.files.path().join("run").join(socket))
+            .expect("it was there to be found");
+    }
 }
 
 #[test]

@@ -9,9 +9,11 @@ use std::process::{Command, ExitCode};
 
 use rustix::process::{Signal, set_parent_process_death_signal};
 use tunproxy_linux_net::sandbox::{self, SandboxPlan};
+use tunproxy_linux_net::tun::Tun;
 
-use super::FAILED;
 use super::channel::{Init, Plan};
+use super::quiet::hide_resolvers;
+use super::{FAILED, RESOLV_CONF};
 
 /// As shells say it.
 const NOT_EXECUTABLE: u8 = 126;
@@ -48,15 +50,23 @@ fn set_up() -> Result<(), SetUp> {
     let init = Init::new(io::stdin().as_fd().try_clone_to_owned()?);
     let (plan, stdin) = init.plan()?;
     rustix::stdio::dup2_stdin(stdin).map_err(io::Error::from)?;
-    match sandbox::enter(&sandbox_plan(plan)) {
+    match isolate(plan) {
         Ok(tun) => init.ready(&tun.queues)?,
-        Err(error) => {
-            init.failed(error.to_string())?;
+        Err(message) => {
+            init.failed(message)?;
             return Err(SetUp::Told);
         }
     }
     init.wait()?;
     Ok(())
+}
+
+/// Leaves the host's network, and what resolves names beside it.
+fn isolate(plan: Plan) -> Result<Tun, String> {
+    let tun = sandbox::enter(&sandbox_plan(plan)).map_err(|error| error.to_string())?;
+    // After the command's resolv.conf is in place, which may lie in a folder that is hidden.
+    hide_resolvers(Path::new(RESOLV_CONF)).map_err(|error| error.to_string())?;
+    Ok(tun)
 }
 
 fn sandbox_plan(plan: Plan) -> SandboxPlan {

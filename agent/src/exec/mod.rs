@@ -6,6 +6,7 @@
 
 mod channel;
 pub mod init;
+mod quiet;
 mod refusals;
 mod signals;
 
