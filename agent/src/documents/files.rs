@@ -9,7 +9,7 @@ use crate::yaml::Mistake;
 /// More than 20,000 rules fit in, and a mistaken path to something huge does no harm.
 const LARGEST: u64 = 4 << 20;
 /// Folders in folders; links can make a circle.
-const DEPTH: usize = 16;
+pub(crate) const DEPTH: usize = 16;
 
 pub(super) struct Found {
     pub files: Vec<PathBuf>,
@@ -48,9 +48,7 @@ impl Found {
         let mut paths: Vec<_> = entries.into_iter().map(|entry| entry.path()).collect();
         paths.sort();
         for path in paths {
-            // Kubernetes mounts a ConfigMap as links into hidden folders; editors leave hidden files.
-            let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-            if hidden {
+            if is_hidden(&path) {
                 continue;
             }
             if path.is_dir() {
@@ -64,6 +62,17 @@ impl Found {
     fn wrong(&mut self, path: &Path, message: String) {
         self.mistakes.push(Mistake { file: path.to_owned(), line: 0, key: String::new(), message });
     }
+}
+
+/// The folders right below `folder` that are read with it.
+pub(crate) fn subfolders(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| !is_hidden(path) && path.is_dir()).collect()
+}
+
+/// Kubernetes mounts a ConfigMap as links into hidden folders; editors leave hidden files.
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 pub(super) fn read(file: &Path) -> Result<String, String> {

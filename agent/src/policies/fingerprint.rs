@@ -5,6 +5,8 @@ use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::documents::{DEPTH, subfolders};
+
 /// What `stat` says of every file under some paths; symbolic links are followed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint(BTreeMap<PathBuf, Stamp>);
@@ -19,16 +21,28 @@ struct Stamp {
 }
 
 impl Fingerprint {
-    /// Of the files `paths`, and of what is directly in the folders among them. What is not there counts as such.
+    /// Of the files `paths`, and of what is in the folders among them and below. What is not there counts as such.
     pub fn of(paths: &[PathBuf]) -> Self {
         let mut stamps = BTreeMap::new();
         for path in paths {
-            match fs::read_dir(path) {
-                Ok(entries) => entries.flatten().for_each(|entry| add(&mut stamps, &entry.path())),
-                Err(_) => add(&mut stamps, path),
+            if path.is_dir() {
+                add_folder(&mut stamps, path, 0);
+            } else {
+                add(&mut stamps, path);
             }
         }
         Self(stamps)
+    }
+}
+
+fn add_folder(stamps: &mut BTreeMap<PathBuf, Stamp>, folder: &Path, depth: usize) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        add(stamps, &entry.path());
+    }
+    if depth < DEPTH {
+        for below in subfolders(folder) {
+            add_folder(stamps, &below, depth + 1);
+        }
     }
 }
 
@@ -76,6 +90,10 @@ mod tests {
         changed("a replaced file of the same size");
         fs::remove_file(&single).unwrap();
         changed("a removed file");
+        fs::create_dir_all(policies.join("team/web")).unwrap();
+        changed("new folders");
+        fs::write(policies.join("team/web/a.yaml"), "a").unwrap();
+        changed("a file in a folder of a folder");
 
         let before = Fingerprint::of(&paths);
         fs::write(folder.path().join("unrelated"), "a").unwrap();
