@@ -53,12 +53,25 @@ fn answer(
 
 /// Several mistakes are told as they are, one a line, for tools that jump to them.
 fn fail(error: &anyhow::Error, status: u8, no_color: bool) -> ExitCode {
-    let text = format!("{error:#}");
+    let text = told(error);
     let mut out = std::io::stderr().lock();
     let label = Paint::of(&out, no_color).error("error:");
     // With standard error gone there is only the exit status left to tell.
     let _ = if text.contains('\n') { writeln!(out, "{text}") } else { writeln!(out, "{label} {text}") };
     ExitCode::from(status)
+}
+
+/// The causes in a row, as `{:#}` has them, but those that the one before ends with: many name their cause themselves.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn print_completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
