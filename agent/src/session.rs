@@ -108,8 +108,7 @@ impl Session {
             vnet_header: wire.vnet_header,
             addresses: wire.addresses,
             mtu: wire.mtu,
-            policy: governed.policies.for_workload(&governed.workload),
-            resolvers: governed.resolvers(),
+            rules: governed.policies.rules_for(&governed.workload),
             dns_alias: wire.dns_alias,
         };
         workers.attach(pod).context("the TUN cannot be served")?;
@@ -140,8 +139,7 @@ impl Session {
 fn reload(governed: &Governed, upstreams: Arc<Upstreams>, workers: Arc<Workers>) -> Reload {
     let (policies, workload) = (governed.policies.clone(), governed.workload.clone());
     Reload::new(governed.policies.clone(), upstreams, move || {
-        let resolvers = policies.current().map(|generation| generation.resolvers.clone()).unwrap_or_default();
-        workers.set_policy(ID, policies.for_workload(&workload), resolvers);
+        workers.set_rules(ID, policies.rules_for(&workload));
     })
 }
 

@@ -6,7 +6,9 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use tunproxy_agent::documents::Endpoint;
-use tunproxy_agent::upstream::socks5::{ConnectError, Credentials, HandshakeError, Proxy, Reply, Target};
+use tunproxy_agent::upstream::socks5::{
+    ConnectError, Credentials, HandshakeError, Lookups, Proxy, Reply, Target,
+};
 use tunproxy_policy::DomainName;
 use tunproxy_testkit::servers::{Danted, DnsServer, Microsocks};
 use tunproxy_testkit::topology::{UNREACHABLE_V4, UNREACHABLE_V6};
@@ -23,7 +25,7 @@ fn connect(node: &Namespace, proxy: &Proxy, target: Target) -> Result<OwnedFd, C
 
 fn proxy(address: SocketAddr, credentials: Option<Credentials>) -> Proxy {
     let address = Endpoint::Tcp { host: address.ip().to_string(), port: address.port() };
-    Proxy { address, credentials, timeout: LIMIT }
+    Proxy { address, credentials, timeout: LIMIT, lookups: Lookups::default() }
 }
 
 fn name(text: &str, port: u16) -> Target {

@@ -27,7 +27,7 @@ pub fn render(node: &Arc<Node>) -> String {
 struct Page(Arc<Node>);
 
 /// Names of the datapath's totals on this page and their meaning, in the order of [`super::status::counters`].
-const POD_COUNTERS: [(&str, &str); 10] = [
+const POD_COUNTERS: [(&str, &str); 12] = [
     ("pod_packets_in", "Packets read from the pod's TUN, a super-segment counts as one"),
     ("pod_bytes_in", "Bytes of the packets read from the pod's TUN"),
     ("pod_packets_out", "Packets written to the pod's TUN, a super-segment counts as one"),
@@ -38,6 +38,8 @@ const POD_COUNTERS: [(&str, &str); 10] = [
     ("pod_resets_sent", "TCP resets sent to the pod"),
     ("pod_icmp_errors_sent", "ICMP errors sent to the pod"),
     ("pod_dns_answers", "DNS answers of trusted resolvers that were observed"),
+    ("pod_udp_evictions", "UDP peers that gave way to newer ones"),
+    ("pod_refusals_unrecorded", "Refused flows beyond the rate at which they are recorded"),
 ];
 
 impl Collector for Page {

@@ -120,7 +120,7 @@ impl PodStatus {
 }
 
 /// The datapath's totals by their names on the status page.
-pub(super) fn counters(counters: &tunproxy_datapath::Counters) -> [(&'static str, u64); 10] {
+pub(super) fn counters(counters: &tunproxy_datapath::Counters) -> [(&'static str, u64); 12] {
     [
         ("packetsIn", counters.packets_in),
         ("bytesIn", counters.bytes_in),
@@ -132,6 +132,8 @@ pub(super) fn counters(counters: &tunproxy_datapath::Counters) -> [(&'static str
         ("resetsSent", counters.resets_sent),
         ("icmpErrorsSent", counters.icmp_errors_sent),
         ("dnsAnswers", counters.dns_answers),
+        ("udpEvictions", counters.udp_evictions),
+        ("refusalsUnrecorded", counters.refusals_unrecorded),
     ]
 }
 

@@ -4,6 +4,7 @@ mod fingerprint;
 mod reload;
 mod watch;
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,8 +16,9 @@ use tunproxy_policy::{
 };
 
 use crate::config::{self, DefaultAction};
-use crate::documents::{self, UpstreamSpec};
+use crate::documents::{self, UpstreamKind, UpstreamSpec};
 use crate::resolvers;
+use crate::worker::PodRules;
 use fingerprint::Fingerprint;
 
 pub use reload::{Reload, Trigger, follow};
@@ -32,6 +34,8 @@ pub struct Generation {
     pub files: usize,
     pub set: PolicySet,
     pub upstreams: Vec<UpstreamSpec>,
+    /// Those of type Direct.
+    pub direct: Arc<HashSet<UpstreamRef>>,
     pub resolvers: Arc<[IpAddr]>,
 }
 
@@ -103,6 +107,16 @@ impl Policies {
         &self.settings.paths
     }
 
+    /// What holds for a pod with `workload` now.
+    pub fn rules_for(&self, workload: &Workload) -> PodRules {
+        let current = self.current();
+        PodRules {
+            policy: self.for_workload(workload),
+            resolvers: current.as_ref().map(|generation| generation.resolvers.clone()).unwrap_or_default(),
+            direct: current.map(|generation| generation.direct.clone()).unwrap_or_default(),
+        }
+    }
+
     /// What holds for `workload` now.
     pub fn for_workload(&self, workload: &Workload) -> Arc<WorkloadPolicy> {
         Arc::new(match self.current() {
@@ -134,10 +148,16 @@ impl Policies {
             loaded: SystemTime::now(),
             files: report.files.len(),
             set: PolicySet::compile(&policies, settings),
+            direct: Arc::new(direct(&upstreams)),
             upstreams,
             resolvers: resolvers.into(),
         })
     }
+}
+
+fn direct(upstreams: &[UpstreamSpec]) -> HashSet<UpstreamRef> {
+    let direct = upstreams.iter().filter(|spec| spec.kind == UpstreamKind::Direct);
+    direct.map(|spec| spec.reference.clone()).collect()
 }
 
 fn note<T, E: ToString>(mistakes: &mut Vec<String>, result: Result<T, E>) -> Option<T> {

@@ -168,10 +168,9 @@ impl Pods {
     /// Gives every pod what the current documents say; live flows are judged again.
     pub fn apply_policies(&self) {
         let table = self.lock();
-        let resolvers = self.resolvers();
         for pod in table.pods.values() {
             if let State::Served(id) = pod.state {
-                self.workers.set_policy(id, self.policies.for_workload(&pod.workload), resolvers.clone());
+                self.workers.set_rules(id, self.policies.rules_for(&pod.workload));
             }
         }
     }
@@ -228,13 +227,7 @@ impl Pods {
         if self.policies.current().is_none() {
             return Err(Failure { code: ErrorCode::NotReady, message: no_policy(&self.policies) });
         }
-        let table = self.lock();
-        if !table.pods.contains_key(&request.key) && table.pods.len() >= self.settings.limit {
-            return Err(Failure {
-                code: ErrorCode::LimitReached,
-                message: format!("{} pods are attached; raise limits.pods", table.pods.len()),
-            });
-        }
+        refuse_surplus(&self.lock(), &request.key, self.settings.limit)?;
         Ok(Settings {
             enrolled: true,
             queues: self.settings.queues,
@@ -251,6 +244,8 @@ impl Pods {
         let queues = check_descriptors(&attachment, &mut fds)?;
         let mut table = self.lock();
         refuse_conflict(&table, &attachment)?;
+        // Again: several plugins may have been told to go ahead for the last place.
+        refuse_surplus(&table, &attachment.key, self.settings.limit)?;
         self.store.save(&attachment).map_err(|error| from_store(&error))?;
         // A removal that could not be told belongs to what was there before, not to this attachment.
         if let Err(error) = self.tombstones.remove(&attachment.key) {
@@ -291,8 +286,7 @@ impl Pods {
             vnet_header: true,
             addresses: attachment.addresses.iter().map(InterfaceAddress::ip).collect::<Vec<IpAddr>>(),
             mtu: u16::try_from(attachment.mtu).unwrap_or(u16::MAX),
-            policy: self.policies.for_workload(&workload),
-            resolvers: self.resolvers(),
+            rules: self.policies.rules_for(&workload),
             dns_alias: None,
         })?;
         table.pods.insert(attachment.key.clone(), Pod { attachment, workload, state: State::Served(id) });
@@ -406,13 +400,19 @@ impl Pods {
         Checked { ok: problems.is_empty(), problems }
     }
 
-    fn resolvers(&self) -> Arc<[IpAddr]> {
-        self.policies.current().map(|generation| generation.resolvers.clone()).unwrap_or_default()
-    }
-
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A pod that is attached already has its place, and so have those of before a restart: a limit that was lowered since
+/// takes no pod's network away.
+fn refuse_surplus(table: &Table, key: &AttachmentKey, limit: usize) -> Result<(), Failure> {
+    if table.pods.contains_key(key) || table.pods.len() < limit {
+        return Ok(());
+    }
+    let message = format!("{} pods are attached; raise limits.pods", table.pods.len());
+    Err(Failure { code: ErrorCode::LimitReached, message })
 }
 
 /// A repeated ADD of one pod converges; another pod under the same key is somebody's mistake.

@@ -17,7 +17,7 @@ use tunproxy_datapath::{DialFailure, Target};
 use tunproxy_policy::{Permit, UpstreamRef};
 
 use crate::documents::UpstreamSpec;
-use crate::worker::{Completion, DialRequest, Dialer};
+use crate::worker::{Completion, DialRequest, Dialer, Dialing};
 
 use dials::Dials;
 pub use route::{DialError, Route};
@@ -74,18 +74,19 @@ impl Upstreams {
 }
 
 impl Dialer for Upstreams {
-    fn dial(&self, request: DialRequest, done: Completion) {
-        // A flow that its pod abandons meanwhile keeps its place until the upstream has answered.
+    fn dial(&self, request: DialRequest, done: Completion) -> Dialing {
+        // A flow that its pod abandons meanwhile keeps its place until its socket is closed.
         let Some(place) = self.dials.take(request.pod) else {
             tracing::debug!(
                 pod = request.pod.0,
                 "the pod has its share of connects under way: one is refused"
             );
-            return done.finish(Err(DialFailure::Limit.into()));
+            done.finish(Err(DialFailure::Limit.into()));
+            return Dialing::over();
         };
         let route = self.route(request.permit.upstream());
         let mark = self.mark;
-        self.runtime.spawn(async move {
+        let task = self.runtime.spawn(async move {
             let result = Self::connect(route, &request.permit, &request.target, mark).await;
             if let Err(error) = &result {
                 let upstream = &*request.permit.upstream().0;
@@ -94,5 +95,7 @@ impl Dialer for Upstreams {
             drop(place);
             done.finish(result.map_err(DialError::into_failure));
         });
+        let abort = task.abort_handle();
+        Dialing::new(move || abort.abort())
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tunproxy_datapath::{DialFailure, Target, UpstreamFailure};
 
 use super::socks5::{
-    self, BadCredentials, ConnectError, Credentials, HandshakeError, Proxy, Reply, open_socket,
+    self, BadCredentials, ConnectError, Credentials, HandshakeError, Lookups, Proxy, Reply, open_socket,
 };
 use crate::documents::{Login, UpstreamKind, UpstreamSpec};
 
@@ -16,7 +16,7 @@ use crate::documents::{Login, UpstreamKind, UpstreamSpec};
 const DIRECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How an upstream connects.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Route {
     /// From the node itself.
     Direct {
@@ -75,7 +75,8 @@ impl TryFrom<&UpstreamSpec> for Route {
             UpstreamKind::Socks5 { address, login } => {
                 let credentials = |login: &Login| Credentials::new(&login.username, login.password.expose());
                 let credentials = login.as_ref().map(credentials).transpose()?;
-                Self::Socks5(Proxy { address: address.clone(), credentials, timeout })
+                let lookups = Lookups::default();
+                Self::Socks5(Proxy { address: address.clone(), credentials, timeout, lookups })
             }
         })
     }

@@ -38,9 +38,14 @@ impl Descriptors {
         Self::of(limit)
     }
 
-    fn of(limit: usize) -> Arc<Self> {
+    pub(super) fn of(limit: usize) -> Arc<Self> {
         // A tiny limit is shared all the same; the kernel says when it is reached.
         Arc::new(Self { total: limit.saturating_sub(RESERVE).max(limit / 2), used: AtomicUsize::new(0) })
+    }
+
+    #[cfg(test)]
+    pub(super) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
     }
 
     pub(super) fn share(self: &Arc<Self>) -> Arc<Share> {

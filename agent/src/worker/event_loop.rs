@@ -7,7 +7,7 @@ use std::sync::mpsc::Receiver;
 
 use mio::{Events, Poll, Waker};
 use slab::Slab;
-use tunproxy_datapath::{Instant, PacketBuf, Pool};
+use tunproxy_datapath::{Account, Instant, PacketBuf, Pool};
 
 use super::descriptors::Descriptors;
 use super::pod::{Env, Pod};
@@ -196,7 +196,9 @@ impl EventLoop {
             mark: self.config.mark,
             worker: own,
         };
+        env.pool.switch(&mut pod.account);
         work(pod, &mut env, &mut self.buffer);
+        env.pool.switch(&mut pod.account);
     }
 
     // --- commands ---
@@ -219,14 +221,14 @@ impl EventLoop {
                     self.with_pod_by_id(own, now, id, |pod, env, _| result = pod.replace_queues(env, queues));
                     let _ = answer.send(result);
                 }
-                Command::SetPolicy(id, policy, resolvers) => {
-                    self.with_pod_by_id(own, now, id, |pod, env, _| pod.set_policy(env, policy, resolvers));
+                Command::SetRules(id, rules) => {
+                    self.with_pod_by_id(own, now, id, |pod, env, _| pod.set_rules(env, *rules));
                 }
                 Command::Snapshot(answer) => {
                     let _ = answer.send(self.pods.iter().map(|(_, pod)| pod.snapshot()).collect());
                 }
-                Command::Dialed { pod, flow, result } => {
-                    self.with_pod_by_id(own, now, pod, |pod, env, _| pod.dialed(env, flow, result));
+                Command::Dialed(dialed) => {
+                    self.with_pod_by_id(own, now, dialed.pod, |pod, env, _| pod.dialed(env, dialed));
                 }
                 Command::Stop => return false,
             }
@@ -260,7 +262,7 @@ impl EventLoop {
 
     fn detach(&mut self, own: &Handle, now: Instant, id: PodId) {
         let Some(index) = self.by_id.remove(&id) else { return };
-        let pod = self.pods.remove(index);
+        let mut pod = self.pods.remove(index);
         if let Some(armed) = pod.armed {
             self.timers.remove(&(armed, index));
         }
@@ -273,7 +275,10 @@ impl EventLoop {
             mark: self.config.mark,
             worker: own,
         };
+        // The loop's own account holds nothing, and gets what the pod's is left with: nothing.
+        env.pool.switch(&mut pod.account);
         pod.close(&mut env);
+        env.pool.switch(&mut Account::default());
     }
 
     fn close_all(&mut self, own: &Handle, now: Instant) {

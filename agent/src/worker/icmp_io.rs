@@ -12,6 +12,7 @@ use super::descriptors::Lease;
 use super::pod::{Env, Pod, register, store};
 use super::socket::{failure_of, open_echo};
 use super::token::{Source, pack};
+use super::turn::Turn;
 
 const HEADER: usize = 8;
 const BATCH: usize = 16;
@@ -44,7 +45,9 @@ impl Pod {
                 store(&mut self.echoes, echo.slot, socket);
             }
             Err(error) => {
-                tracing::warn!(%destination, %error, "cannot open an ICMP socket (CAP_NET_RAW or net.ipv4.ping_group_range)");
+                if let Some(silenced) = self.complaints.utter(env.now) {
+                    tracing::warn!(pod = self.id.0, %error, silenced, "cannot open an ICMP socket (CAP_NET_RAW or net.ipv4.ping_group_range)");
+                }
                 let failure = match failure_of(&error) {
                     failure @ (DialFailure::NetworkUnreachable | DialFailure::HostUnreachable) => failure,
                     _ => DialFailure::Unsupported,
@@ -82,12 +85,22 @@ impl Pod {
     }
 
     /// Hands replies to the pod. Returns whether there is more for another turn.
-    pub(super) fn read_echo(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf, slot: u32) -> bool {
+    pub(super) fn read_echo(
+        &mut self,
+        env: &mut Env<'_>,
+        buffer: &mut PacketBuf,
+        slot: u32,
+        turn: &mut Turn,
+    ) -> bool {
         for _ in 0..BATCH {
+            if turn.is_over() {
+                break;
+            }
             let Some(Some(socket)) = self.echoes.get(slot as usize) else { return false };
             let id = socket.id;
             match recv(&socket.fd, buffer.space(), RecvFlags::empty()) {
                 Ok((len, _)) => {
+                    turn.spend(len);
                     let message = &buffer.space()[..len];
                     if let Some((sequence, payload)) = socket.reply(message) {
                         self.stack.echo_reply(env.now, id, sequence, payload);

@@ -13,8 +13,10 @@ mod socket;
 mod tcp_io;
 mod token;
 mod tun_io;
+mod turn;
 mod udp_io;
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -27,10 +29,10 @@ use mio::Waker;
 use tunproxy_datapath::{
     Counters, DialFailure, DnsAlias, FlowBegin, FlowId, FlowRecord, Limits, Target, UpstreamFailure,
 };
-use tunproxy_policy::{Permit, Workload, WorkloadPolicy};
+use tunproxy_policy::{Permit, UpstreamRef, Workload, WorkloadPolicy};
 
-use descriptors::Descriptors;
 pub use descriptors::raise_descriptor_limit;
+use descriptors::{Descriptors, Lease};
 use event_loop::EventLoop;
 
 #[derive(Clone, Debug)]
@@ -60,9 +62,18 @@ pub struct PodConfig {
     /// Sources the pod may use; empty: any.
     pub addresses: Vec<IpAddr>,
     pub mtu: u16,
-    pub policy: Arc<WorkloadPolicy>,
-    pub resolvers: Arc<[IpAddr]>,
+    pub rules: PodRules,
     pub dns_alias: Option<DnsAlias>,
+}
+
+/// What the documents say for a pod.
+#[derive(Clone, Debug)]
+pub struct PodRules {
+    pub policy: Arc<WorkloadPolicy>,
+    /// Their answers bind names.
+    pub resolvers: Arc<[IpAddr]>,
+    /// Upstreams of type Direct: they carry UDP and ICMP too.
+    pub direct: Arc<HashSet<UpstreamRef>>,
 }
 
 /// A pod's counters at one moment.
@@ -83,8 +94,36 @@ pub trait FlowSink: Send + Sync {
 
 /// Connects flows whose upstream is not `direct`.
 pub trait Dialer: Send + Sync {
-    /// Returns at once; `done` is finished later, from any thread.
-    fn dial(&self, request: DialRequest, done: Completion);
+    /// Returns at once; `done` is finished later, from any thread. Dropping what is returned gives the connect up.
+    fn dial(&self, request: DialRequest, done: Completion) -> Dialing;
+}
+
+/// A connect under way; given up when it is dropped. That one is over already does no harm.
+pub struct Dialing(Option<Box<dyn FnOnce() + Send>>);
+
+impl Dialing {
+    pub fn new(give_up: impl FnOnce() + Send + 'static) -> Self {
+        Self(Some(Box::new(give_up)))
+    }
+
+    /// Of a connect that was refused at once.
+    pub fn over() -> Self {
+        Self(None)
+    }
+}
+
+impl Drop for Dialing {
+    fn drop(&mut self) {
+        if let Some(give_up) = self.0.take() {
+            give_up();
+        }
+    }
+}
+
+impl fmt::Debug for Dialing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dialing").finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -100,33 +139,48 @@ pub struct Completion {
     worker: Handle,
     pod: PodId,
     flow: FlowId,
-    finished: bool,
+    /// The flow's place among the node's sockets. It travels with the dial, whose socket may outlive the flow.
+    lease: Option<Lease>,
 }
 
 impl Completion {
+    fn new(worker: Handle, pod: PodId, flow: FlowId, lease: Lease) -> Self {
+        Self { worker, pod, flow, lease: Some(lease) }
+    }
+
     /// `Ok`: a connected stream socket, non-blocking.
     pub fn finish(mut self, result: Result<OwnedFd, UpstreamFailure>) {
-        self.finished = true;
-        self.worker.send(Command::Dialed { pod: self.pod, flow: self.flow, result });
+        self.send(result);
+    }
+
+    fn send(&mut self, result: Result<OwnedFd, UpstreamFailure>) {
+        if let Some(lease) = self.lease.take() {
+            self.worker.send(Command::Dialed(Dialed { pod: self.pod, flow: self.flow, result, lease }));
+        }
     }
 }
 
 impl Drop for Completion {
     fn drop(&mut self) {
-        if !self.finished {
-            let result = Err(DialFailure::Failed.into());
-            self.worker.send(Command::Dialed { pod: self.pod, flow: self.flow, result });
-        }
+        self.send(Err(DialFailure::Failed.into()));
     }
+}
+
+/// A dial that is over. The socket is declared before its place, and so closed before.
+struct Dialed {
+    pod: PodId,
+    flow: FlowId,
+    result: Result<OwnedFd, UpstreamFailure>,
+    lease: Lease,
 }
 
 enum Command {
     Attach(Box<PodConfig>, Sender<io::Result<()>>),
     Detach(PodId, Sender<()>),
     ReplaceQueues(PodId, Vec<OwnedFd>, Sender<io::Result<()>>),
-    SetPolicy(PodId, Arc<WorkloadPolicy>, Arc<[IpAddr]>),
+    SetRules(PodId, Box<PodRules>),
     Snapshot(Sender<Vec<PodSnapshot>>),
-    Dialed { pod: PodId, flow: FlowId, result: Result<OwnedFd, UpstreamFailure> },
+    Dialed(Dialed),
     Stop,
 }
 
@@ -221,9 +275,9 @@ impl Workers {
         wait.recv().map_err(|_| io::Error::other("the worker has ended"))?
     }
 
-    /// Puts another policy, and other trusted resolvers, in force; what is no longer allowed is reset.
-    pub fn set_policy(&self, pod: PodId, policy: Arc<WorkloadPolicy>, resolvers: Arc<[IpAddr]>) {
-        self.worker_of(pod).send(Command::SetPolicy(pod, policy, resolvers));
+    /// Puts other rules in force; what is no longer allowed is reset.
+    pub fn set_rules(&self, pod: PodId, rules: PodRules) {
+        self.worker_of(pod).send(Command::SetRules(pod, Box::new(rules)));
     }
 
     /// The counters of every pod.
@@ -265,3 +319,6 @@ impl fmt::Debug for Workers {
         f.debug_struct("Workers").field("threads", &self.threads.len()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

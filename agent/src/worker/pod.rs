@@ -1,6 +1,5 @@
 //! One pod in a worker: its stack, its TUN and its sockets.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -10,20 +9,18 @@ use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 use tunproxy_datapath::{
-    Action, Cx, FlowId, Input, Instant, MappingId, PacketBuf, Pool, Stack, StackConfig, UpstreamFailure,
+    Account, Action, Cx, Input, Instant, MappingId, PacketBuf, Pool, Stack, StackConfig,
 };
-use tunproxy_policy::{Workload, WorkloadPolicy};
+use tunproxy_policy::Workload;
 
 use super::descriptors::Share;
 use super::icmp_io::EchoSocket;
 use super::tcp_io::FlowSocket;
 use super::token::{Source, pack};
 use super::tun_io::Queue;
+use super::turn::{Complaints, Ready, Turn};
 use super::udp_io::UdpSocket;
-use super::{Dialer, FlowSink, Handle, PodConfig, PodId, PodSnapshot, WorkersConfig};
-
-/// Packets taken from a TUN before the other pods have their turn.
-const TUN_BATCH: usize = 64;
+use super::{Dialed, Dialer, FlowSink, Handle, PodConfig, PodId, PodRules, PodSnapshot, WorkersConfig};
 
 /// What a pod's work needs of its worker.
 pub(super) struct Env<'a> {
@@ -53,13 +50,16 @@ pub(super) struct Pod {
     pub(super) mappings: Vec<Option<UdpSocket>>,
     pub(super) echoes: Vec<Option<EchoSocket>>,
     /// Sockets that had more to read when their turn ended.
-    pub(super) ready: VecDeque<Source>,
+    pub(super) ready: Ready,
     /// In the worker's list of pods with work.
     pub(super) queued: bool,
     /// The earliest entry in the worker's timers.
     pub(super) armed: Option<Instant>,
     workload: Arc<Workload>,
     pub(super) descriptors: Arc<Share>,
+    /// What its flows hold of the worker's pool.
+    pub(super) account: Account,
+    pub(super) complaints: Complaints,
 }
 
 impl Pod {
@@ -72,17 +72,19 @@ impl Pod {
     ) -> io::Result<Self> {
         let mut seed = [0; 16];
         rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
-        let stack = Stack::new(StackConfig {
+        let PodRules { policy, resolvers, direct } = config.rules;
+        let mut stack = Stack::new(StackConfig {
             addresses: config.addresses,
             mtu: config.mtu,
             offload: config.vnet_header,
             limits: shared.limits.clone(),
             record_begin: shared.record_begin,
-            resolvers: config.resolvers,
+            resolvers,
             dns_alias: config.dns_alias,
-            policy: config.policy,
+            policy,
             seed,
         });
+        stack.set_direct(direct);
         Ok(Self {
             index,
             id: config.id,
@@ -92,11 +94,13 @@ impl Pod {
             flows: Vec::new(),
             mappings: Vec::new(),
             echoes: Vec::new(),
-            ready: VecDeque::new(),
+            ready: Ready::default(),
             queued: false,
             armed: None,
             workload: config.workload,
             descriptors,
+            account: Account::default(),
+            complaints: Complaints::default(),
         })
     }
 
@@ -114,7 +118,7 @@ impl Pod {
                 }
             }
             Source::Tcp(slot) => self.handle_tcp_event(env, slot, event),
-            Source::Udp(_) | Source::Echo(_) => self.ready.push_back(source),
+            Source::Udp(_) | Source::Echo(_) => self.ready.push(source),
         }
     }
 
@@ -126,27 +130,39 @@ impl Pod {
                 more |= self.read_tun(env, buffer, number);
             }
         }
-        for _ in 0..self.ready.len() {
-            let Some(source) = self.ready.pop_front() else { break };
-            let again = match source {
-                Source::Tcp(slot) => self.read_flow(env, buffer, slot),
-                Source::Udp(slot) => self.read_mapping(env, buffer, slot),
-                Source::Echo(slot) => self.read_echo(env, buffer, slot),
-                Source::Tun(_) => false,
-            };
-            if again {
-                self.ready.push_back(source);
-            }
-        }
+        self.read_upstreams(env, buffer);
         self.drain(env);
         more || !self.ready.is_empty()
     }
 
+    fn read_upstreams(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf) {
+        let mut turn = Turn::of_upstreams();
+        for _ in 0..self.ready.len() {
+            if turn.is_over() {
+                return;
+            }
+            let Some(source) = self.ready.pop() else { return };
+            let again = match source {
+                Source::Tcp(slot) => self.read_flow(env, buffer, slot, &mut turn),
+                Source::Udp(slot) => self.read_mapping(env, buffer, slot, &mut turn),
+                Source::Echo(slot) => self.read_echo(env, buffer, slot, &mut turn),
+                Source::Tun(_) => false,
+            };
+            // One that had nothing after all took time too.
+            turn.spend(0);
+            if again {
+                self.ready.push(source);
+            }
+        }
+    }
+
     fn read_tun(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf, number: usize) -> bool {
-        for _ in 0..TUN_BATCH {
+        let mut turn = Turn::of_tun();
+        while !turn.is_over() {
             if !self.queues[number].read(buffer) {
                 return false;
             }
+            turn.spend(buffer.len);
             let input = self.stack.handle_packet(&mut env.cx(), buffer);
             match input {
                 Input::Done => {}
@@ -172,7 +188,7 @@ impl Pod {
             }
             while let Some(flow) = self.stack.poll_resumed() {
                 if self.flow_socket(flow).is_some_and(FlowSocket::wants_reading) {
-                    self.ready.push_back(Source::Tcp(flow.slot));
+                    self.ready.push(Source::Tcp(flow.slot));
                 }
             }
             if !self.transmit(env) {
@@ -209,24 +225,15 @@ impl Pod {
     }
 
     /// A dial that was handed away is over.
-    pub(super) fn dialed(
-        &mut self,
-        env: &mut Env<'_>,
-        flow: FlowId,
-        result: Result<OwnedFd, UpstreamFailure>,
-    ) {
-        self.finish_dial(env, flow, result);
+    pub(super) fn dialed(&mut self, env: &mut Env<'_>, dialed: Dialed) {
+        self.finish_dial(env, dialed);
         self.drain(env);
     }
 
-    pub(super) fn set_policy(
-        &mut self,
-        env: &mut Env<'_>,
-        policy: Arc<WorkloadPolicy>,
-        resolvers: Arc<[std::net::IpAddr]>,
-    ) {
-        self.stack.set_resolvers(resolvers);
-        self.stack.set_policy(&mut env.cx(), policy);
+    pub(super) fn set_rules(&mut self, env: &mut Env<'_>, rules: PodRules) {
+        self.stack.set_resolvers(rules.resolvers);
+        self.stack.set_direct(rules.direct);
+        self.stack.set_policy(&mut env.cx(), rules.policy);
         self.drain(env);
     }
 

@@ -10,14 +10,15 @@ use rustix::io::Errno;
 use rustix::net::{
     RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, getpeername, recv, sendmsg, shutdown, sockopt,
 };
-use tunproxy_datapath::{DialFailure, FlowId, PacketBuf, Target, UpstreamFailure};
+use tunproxy_datapath::{DialFailure, FlowId, PacketBuf, Target};
 use tunproxy_policy::Permit;
 
 use super::descriptors::Lease;
 use super::pod::{Env, Pod, register, store};
 use super::socket::{connect_tcp, failure_of, reset_on_close};
 use super::token::{Source, pack};
-use super::{Completion, DialRequest};
+use super::turn::Turn;
+use super::{Completion, DialRequest, Dialed, Dialing};
 
 /// Chunks given to one sendmsg.
 const MAX_SLICES: usize = 16;
@@ -27,8 +28,8 @@ const READS: usize = 4;
 
 #[derive(Debug)]
 enum Stage {
-    /// The dialer has it; it comes back as a connected socket.
-    Away,
+    /// The dialer has it; it comes back as a connected socket. Held for its drop, which gives the connect up.
+    Away(#[expect(dead_code, reason = "held for its drop")] Dialing),
     Connecting(OwnedFd),
     Connected(OwnedFd),
 }
@@ -42,12 +43,13 @@ pub(super) struct FlowSocket {
     /// The peer closed or an error waits: a short read does not mean that everything was read.
     ended: bool,
     failed: bool,
-    _lease: Lease,
+    /// With the dialer while it has the flow.
+    lease: Option<Lease>,
 }
 
 impl FlowSocket {
-    fn new(id: FlowId, stage: Stage, lease: Lease) -> Self {
-        Self { id, stage, readable: false, ended: false, failed: false, _lease: lease }
+    fn new(id: FlowId, stage: Stage, lease: Option<Lease>) -> Self {
+        Self { id, stage, readable: false, ended: false, failed: false, lease }
     }
 
     pub(super) fn wants_reading(&self) -> bool {
@@ -57,7 +59,7 @@ impl FlowSocket {
     fn connected(&self) -> Option<&OwnedFd> {
         match &self.stage {
             Stage::Connected(fd) => Some(fd),
-            Stage::Away | Stage::Connecting(_) => None,
+            Stage::Away(_) | Stage::Connecting(_) => None,
         }
     }
 }
@@ -78,9 +80,9 @@ impl Pod {
             return;
         };
         if !permit.upstream().is_direct() {
-            store(&mut self.flows, flow.slot, FlowSocket::new(flow, Stage::Away, lease));
-            let done = Completion { worker: env.worker.clone(), pod: self.id, flow, finished: false };
-            env.dialer.dial(DialRequest { pod: self.id, permit, target }, done);
+            let done = Completion::new(env.worker.clone(), self.id, flow, lease);
+            let dialing = env.dialer.dial(DialRequest { pod: self.id, permit, target }, done);
+            store(&mut self.flows, flow.slot, FlowSocket::new(flow, Stage::Away(dialing), None));
             return;
         }
         let token = pack(self.index, Source::Tcp(flow.slot));
@@ -88,7 +90,10 @@ impl Pod {
         let socket = connect_tcp(target.dial, env.mark)
             .and_then(|fd| register(env.registry, &fd, token, interest).map(|()| fd));
         match socket {
-            Ok(fd) => store(&mut self.flows, flow.slot, FlowSocket::new(flow, Stage::Connecting(fd), lease)),
+            Ok(fd) => {
+                let socket = FlowSocket::new(flow, Stage::Connecting(fd), Some(lease));
+                store(&mut self.flows, flow.slot, socket);
+            }
             Err(error) => {
                 tracing::debug!(destination = %target.dial, %error, "cannot connect");
                 self.stack.upstream_failed(&mut env.cx(), flow, failure_of(&error));
@@ -96,14 +101,10 @@ impl Pod {
         }
     }
 
-    pub(super) fn finish_dial(
-        &mut self,
-        env: &mut Env<'_>,
-        flow: FlowId,
-        result: Result<OwnedFd, UpstreamFailure>,
-    ) {
+    pub(super) fn finish_dial(&mut self, env: &mut Env<'_>, dialed: Dialed) {
+        let Dialed { flow, result, lease, .. } = dialed;
         let index = self.index;
-        let Some(socket) = self.flow_socket_mut(flow).filter(|socket| matches!(socket.stage, Stage::Away))
+        let Some(socket) = self.flow_socket_mut(flow).filter(|socket| matches!(socket.stage, Stage::Away(_)))
         else {
             return;
         };
@@ -116,6 +117,7 @@ impl Pod {
         match result {
             Ok(fd) => {
                 socket.stage = Stage::Connected(fd);
+                socket.lease = Some(lease);
                 self.stack.upstream_connected(&mut env.cx(), flow, None);
             }
             Err(failure) => {
@@ -129,7 +131,7 @@ impl Pod {
         let Some(Some(socket)) = self.flows.get_mut(slot as usize) else { return };
         let id = socket.id;
         match &socket.stage {
-            Stage::Away => return,
+            Stage::Away(_) => return,
             Stage::Connecting(fd) => {
                 if let Ok(Err(errno)) = sockopt::socket_error(fd) {
                     self.flows[slot as usize] = None;
@@ -143,7 +145,7 @@ impl Pod {
                 else {
                     return;
                 };
-                socket.stage = match std::mem::replace(&mut socket.stage, Stage::Away) {
+                socket.stage = match std::mem::replace(&mut socket.stage, Stage::Away(Dialing::over())) {
                     Stage::Connecting(fd) => Stage::Connected(fd),
                     other => other,
                 };
@@ -156,7 +158,7 @@ impl Pod {
         socket.failed |= event.is_error();
         if event.is_readable() || event.is_read_closed() || event.is_error() {
             socket.readable = true;
-            self.ready.push_back(Source::Tcp(slot));
+            self.ready.push(Source::Tcp(slot));
         }
         if event.is_writable() {
             self.write_upstream(env, id);
@@ -164,8 +166,17 @@ impl Pod {
     }
 
     /// Reads from the upstream what the pod has room for. Returns whether there is more for another turn.
-    pub(super) fn read_flow(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf, slot: u32) -> bool {
+    pub(super) fn read_flow(
+        &mut self,
+        env: &mut Env<'_>,
+        buffer: &mut PacketBuf,
+        slot: u32,
+        turn: &mut Turn,
+    ) -> bool {
         for _ in 0..READS {
+            if turn.is_over() {
+                break;
+            }
             let Some(Some(socket)) = self.flows.get_mut(slot as usize) else { return false };
             let id = socket.id;
             if !socket.wants_reading() {
@@ -193,6 +204,7 @@ impl Pod {
                     return false;
                 }
                 Ok((len, _)) => {
+                    turn.spend(len);
                     socket.readable = len == room || socket.ended;
                     self.stack.downlink_data(&mut env.cx(), id, buffer, len);
                     self.transmit(env);
@@ -246,7 +258,7 @@ impl Pod {
         let Some(socket) = self.flow_socket_mut(flow) else { return };
         if socket.readable {
             (socket.ended, socket.failed) = (true, true);
-            self.ready.push_back(Source::Tcp(flow.slot));
+            self.ready.push(Source::Tcp(flow.slot));
         } else {
             self.stack.upstream_reset(&mut env.cx(), flow);
         }

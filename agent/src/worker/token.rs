@@ -5,7 +5,7 @@ use mio::Token;
 /// The command channel's waker.
 pub(super) const WAKER: Token = Token(usize::MAX);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Source {
     Tun(u16),
     Tcp(u32),

@@ -13,6 +13,7 @@ use super::descriptors::Lease;
 use super::pod::{Env, Pod, register, store};
 use super::socket::{failure_of, open_udp};
 use super::token::{Source, pack};
+use super::turn::Turn;
 
 /// Datagrams of one mapping before the others have their turn.
 const BATCH: usize = 32;
@@ -46,7 +47,9 @@ impl Pod {
         match socket {
             Ok(fd) => store(&mut self.mappings, mapping.slot, UdpSocket { id: mapping, fd, _lease: lease }),
             Err(error) => {
-                tracing::warn!(%error, "cannot open a UDP socket for a pod");
+                if let Some(silenced) = self.complaints.utter(env.now) {
+                    tracing::warn!(pod = self.id.0, %error, silenced, "cannot open a UDP socket for a pod");
+                }
                 self.stack.mapping_failed(env.now, mapping);
             }
         }
@@ -108,12 +111,22 @@ impl Pod {
     }
 
     /// Hands datagrams from outside to the pod. Returns whether there is more for another turn.
-    pub(super) fn read_mapping(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf, slot: u32) -> bool {
+    pub(super) fn read_mapping(
+        &mut self,
+        env: &mut Env<'_>,
+        buffer: &mut PacketBuf,
+        slot: u32,
+        turn: &mut Turn,
+    ) -> bool {
         for _ in 0..BATCH {
+            if turn.is_over() {
+                break;
+            }
             let Some(Some(socket)) = self.mappings.get(slot as usize) else { return false };
             let id = socket.id;
             match recvfrom(&socket.fd, buffer.space(), RecvFlags::empty()) {
                 Ok((len, _, from)) => {
+                    turn.spend(len);
                     if let Some(from) = from.and_then(|from| SocketAddr::try_from(from).ok()) {
                         self.deliver(env.now, id, from, &buffer.space()[..len]);
                     }

@@ -1,6 +1,7 @@
 //! A SOCKS5 client (RFC 1928 CONNECT, RFC 1929): the sans-IO handshake and its tokio shell.
 
 mod handshake;
+mod lookup;
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,15 +17,17 @@ use tokio::time::Instant;
 use crate::documents::Endpoint;
 
 pub use handshake::{BadCredentials, Credentials, Handshake, HandshakeError, Reply, Target};
+pub use lookup::Lookups;
 
 /// One SOCKS5 server and how to talk to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Proxy {
-    /// Names are resolved by the node, anew for each connection.
+    /// Names are resolved by the node, anew for each connection that finds no lookup under way.
     pub address: Endpoint,
     pub credentials: Option<Credentials>,
     /// From the first packet to the proxy until its reply to CONNECT.
     pub timeout: Duration,
+    pub lookups: Lookups,
 }
 
 /// Why a flow got no connection through the proxy.
@@ -81,10 +84,11 @@ impl Proxy {
     /// Tries the proxy's addresses in the resolver's order; each gets its share of the time that is left.
     async fn reach(&self, host: &str, port: u16, mark: Option<u32>) -> Result<TcpStream, ConnectError> {
         let deadline = Instant::now() + self.timeout;
-        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port))
+        let addresses = self
+            .lookups
+            .find(host, port)
             .await
-            .map_err(|source| ConnectError::Resolve { host: host.to_owned(), source })?
-            .collect();
+            .map_err(|source| ConnectError::Resolve { host: host.to_owned(), source })?;
         let mut last = io::Error::new(io::ErrorKind::NotFound, "it has no address");
         for (index, address) in addresses.iter().enumerate() {
             let share =
@@ -139,6 +143,7 @@ impl Proxy {
 pub(super) fn open_socket(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_nodelay(true)?;
+    socket.set_keepalive(true)?;
     if let Some(mark) = mark {
         SockRef::from(&socket).set_mark(mark)?;
     }

@@ -15,7 +15,7 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 
 fn proxy(address: SocketAddr, timeout: Duration) -> Proxy {
     let address = Endpoint::Tcp { host: address.ip().to_string(), port: address.port() };
-    Proxy { address, credentials: None, timeout }
+    Proxy { address, credentials: None, timeout, lookups: Lookups::default() }
 }
 
 fn target() -> Target {
@@ -73,7 +73,12 @@ fn a_unix_socket_is_a_proxy_too() {
         let reply = vec![5, 0, 0, 1, 0, 0, 0, 0, 0, 0];
         serve(listener.accept().unwrap().0, vec![(vec![5, 1, 0], vec![5, 0]), (connect_request(), reply)]);
     });
-    let proxy = Proxy { address: Endpoint::Unix(path), credentials: None, timeout: TIMEOUT };
+    let proxy = Proxy {
+        address: Endpoint::Unix(path),
+        credentials: None,
+        timeout: TIMEOUT,
+        lookups: Lookups::default(),
+    };
     run(proxy.connect(target(), None)).unwrap();
     server.join().unwrap();
 }
@@ -111,7 +116,7 @@ fn a_proxy_that_hangs_up_is_broken() {
 fn a_name_without_address_is_said() {
     // A label of 64 octets is no name: the lookup fails without a question to any server.
     let address = Endpoint::Tcp { host: format!("{}.invalid", "x".repeat(64)), port: 1080 };
-    let proxy = Proxy { address, credentials: None, timeout: TIMEOUT };
+    let proxy = Proxy { address, credentials: None, timeout: TIMEOUT, lookups: Lookups::default() };
     let error = run(proxy.connect(target(), None)).unwrap_err();
     assert!(matches!(error, ConnectError::Resolve { .. } | ConnectError::TimedOut { .. }), "{error}");
 }
