@@ -314,3 +314,18 @@ fn a_descriptor_that_is_no_tun_is_refused_with_its_number() {
         assert!(said.contains(expected), "{said}");
     }
 }
+
+#[test]
+fn without_privilege_the_cause_is_told_once() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut command = lab.node().command_with_resolver("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", AGENT, "tun", "--device", "t0"]);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    let causes = ["not permitted", "denied"].map(|cause| said.matches(cause).count());
+    assert_eq!(causes.iter().sum::<usize>(), 1, "{said}");
+}

@@ -104,3 +104,24 @@ spec: {type: SOCKS5, address: 'proxy.example.com:1080'}
         assert!(mistakes[0].starts_with(expected), "{mistakes:?}");
     }
 }
+
+#[test]
+fn documents_of_type_direct_carry_datagrams_whatever_their_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let nested = folder.path().join("team");
+    fs::create_dir(&nested).unwrap();
+    let document = |kind: &str| {
+        format!(
+            "apiVersion: tunproxy.io/v1alpha1\nkind: ClusterUpstream\nmetadata: {{name: office}}\nspec: {kind}\n"
+        )
+    };
+    fs::write(nested.join("a.yaml"), document("{type: Direct}")).unwrap();
+    let policies = policies(folder.path(), "office");
+    let Outcome::New(_) = policies.reload() else { panic!("{:?}", policies.mistakes()) };
+    let direct = |policies: &Policies| policies.rules_for(&Workload::default()).direct;
+    assert!(direct(&policies).contains(&UpstreamRef("office".into())));
+
+    fs::write(nested.join("a.yaml"), document("{type: SOCKS5, address: 'proxy:1080'}")).unwrap();
+    let Outcome::New(_) = policies.reload_if_changed() else { panic!("the nested edit was not seen") };
+    assert!(!direct(&policies).contains(&UpstreamRef("office".into())));
+}

@@ -53,6 +53,24 @@ fn a_pod_is_served_over_restarts_until_it_is_detached() {
 }
 
 #[test]
+fn the_last_place_is_given_once_whatever_was_prepared() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let _agent = lab.agent_with(&[("TUNPROXY_LIMITS_PODS", "1")]);
+    let (first, second) = (Pod::create(&lab, "c1"), Pod::create(&lab, "c2"));
+    assert_eq!(first.add(&lab).unwrap(), Response::Attached);
+    let error = second.attach_unasked(&lab).unwrap_err();
+    let ClientError::Refused(failure) = &error else { panic!("{error}") };
+    assert_eq!(failure.code, ErrorCode::LimitReached, "{failure:?}");
+    assert_eq!(lab.kept(), 1);
+    assert_eq!(first.add(&lab).unwrap(), Response::Attached, "who has a place keeps it");
+    assert_eq!(lab.ask(&Request::Detach(first.key())).unwrap(), Response::Detached);
+    assert_eq!(second.add(&lab).unwrap(), Response::Attached);
+}
+
+#[test]
 fn a_repeated_attach_takes_over_the_queues_and_leaves_the_flows() {
     if !root_or_skip() {
         return;
