@@ -1,14 +1,17 @@
 //! A pod that writes raw packets: the agent stays alive and bounded, and other pods notice nothing.
 
+use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tunproxy_e2e::{Path, Pod, Report, World, WorldOptions, rows};
 use tunproxy_testkit::packet::{self, Checksum, Tcp, flags, protocol};
 use tunproxy_testkit::process::output_with_input;
-use tunproxy_testkit::raw::RawLink;
-use tunproxy_testkit::topology::BLACK_HOLE_V4;
+use tunproxy_testkit::raw::{self, Pace, RawLink, Sent};
+use tunproxy_testkit::topology::{BLACK_HOLE_V4, BLACK_HOLE_V6};
 use tunproxy_testkit::{Host, root_or_skip, wait};
 
 struct Lab {
@@ -24,6 +27,7 @@ struct Lab {
     descriptors: usize,
 }
 
+const LIMIT: Duration = Duration::from_secs(30);
 /// What the agent may grow by while it is attacked: its pools and tables are bounded per pod.
 const MEMORY_KIB: u64 = 96 * 1024;
 
@@ -53,15 +57,37 @@ impl Lab {
         ]
     }
 
-    fn send(&self, packets: impl IntoIterator<Item = Vec<u8>> + Send) -> Result<()> {
-        RawLink::with(&self.hostile, &self.tun, |link| {
-            packets.into_iter().for_each(|packet| link.send(&packet));
+    /// Sends while the other pod is used: it must not notice, during the attack and not only after it.
+    fn send(&self, pace: Pace, packets: impl IntoIterator<Item = Vec<u8>> + Send) -> Result<Sent> {
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let prober = scope.spawn(|| -> Result<u32> {
+                let mut probes = 0;
+                while probes == 0 || !over.load(Ordering::Relaxed) {
+                    works(&self.world, &self.other).context("the other pod, during the attack")?;
+                    probes += 1;
+                }
+                Ok(probes)
+            });
+            let sent = raw::send_all(&self.hostile, &self.tun, pace, packets);
+            over.store(true, Ordering::Relaxed);
+            let probes = prober.join().expect("the other pod's thread")?;
+            let sent = sent?;
+            println!("{sent:?}, {probes} probes meanwhile");
+            ensure!(sent.carried > 0, "nothing of {} packets got into the TUN", sent.offered);
+            Ok(sent)
         })
     }
 
-    /// Sends, and then the agent must live, be bounded, and serve the other pod.
-    fn attack(&self, packets: impl IntoIterator<Item = Vec<u8>> + Send) -> Result<()> {
-        self.send(packets)?;
+    /// Sends; each of `reasons` must be counted; and then the agent must live, be bounded, and serve the other pod.
+    fn attack(&self, reasons: &[&str], packets: impl IntoIterator<Item = Vec<u8>> + Send) -> Result<()> {
+        let drops = |reason: &str| self.world.agent().drops("hostile", reason).unwrap_or(0);
+        let before: Vec<u64> = reasons.iter().map(|reason| drops(reason)).collect();
+        let sent = self.send(Pace::AsTaken, packets)?;
+        ensure!(sent.carried >= sent.offered, "{sent:?}: the attack did not take place");
+        for (reason, before) in reasons.iter().zip(before) {
+            wait::until_true(format!("a drop for {reason}"), LIMIT, || drops(reason) > before)?;
+        }
         self.survived()
     }
 
@@ -88,18 +114,32 @@ fn raw_packets() {
     }
     let lab = Lab::new().unwrap();
     let mut report = Report::default();
-    report.row("truncated at every length", || lab.attack(truncated(&lab)));
-    report.row("wrong checksums", || lab.attack(wrong_checksums(&lab)));
-    report.row("garbage in options and header lengths", || lab.attack(garbage_options(&lab)));
-    report.row("land packets", || lab.attack(land(&lab)));
-    report.row("sources of others, loopback, multicast", || lab.attack(foreign_sources(&lab)));
-    report.row("fragments: overlapping, tiny, never complete", || lab.attack(fragments(&lab)));
-    report.row("segments of no connection, every flag", || lab.attack(strays(&lab)));
-    report.row("unknown protocols and extension headers", || lab.attack(protocols(&lab)));
-    report.row("50,000 mutations", || lab.attack(mutations(&lab, 50_000)));
-    report.row("UDP from 20,000 ports", || lab.attack(ports(&lab)));
-    report.row("a SYN flood to an open port", || flood(&lab, lab.pairs()[0].1));
-    report.row("a SYN flood into a black hole", || flood(&lab, (BLACK_HOLE_V4, 80).into()));
+    // First: half-open flows of the attacks fill the pod's own share for a while.
+    for (from, to) in lab.pairs() {
+        report.row(format!("overlapping data across the wrap of sequence numbers to {to}"), || {
+            overlap(&lab, from, to)
+        });
+    }
+    report.row("truncated at every length", || lab.attack(&["truncated"], truncated(&lab)));
+    report.row("wrong checksums", || lab.attack(&["bad-checksum"], wrong_checksums(&lab)));
+    report.row("garbage in options and header lengths", || lab.attack(&["truncated"], garbage_options(&lab)));
+    report.row("land packets", || lab.attack(&["land"], land(&lab)));
+    report.row("sources of others, loopback, multicast", || {
+        lab.attack(&["foreign-source"], foreign_sources(&lab))
+    });
+    report.row("fragments: overlapping, tiny, never complete", || lab.attack(&["fragment"], fragments(&lab)));
+    report.row("segments of no connection, every flag", || lab.attack(&["no-flow"], strays(&lab)));
+    report.row("unknown protocols and extension headers", || {
+        lab.attack(&["unknown-protocol"], protocols(&lab))
+    });
+    report.row("50,000 mutations", || lab.attack(&["bad-checksum"], mutations(&lab, 50_000)));
+    report.row("UDP from 20,000 ports", || lab.attack(&[], ports(&lab)));
+    for (_, to) in lab.pairs() {
+        report.row(format!("a SYN flood to the open port {to}"), || flood(&lab, to));
+    }
+    for to in [SocketAddr::from((BLACK_HOLE_V4, 80)), (BLACK_HOLE_V6, 80).into()] {
+        report.row(format!("a SYN flood into the black hole {to}"), || flood(&lab, to));
+    }
     report.row("the hostile pod's own programs work again", || {
         wait::until_true("a connection", Duration::from_secs(90), || works(&lab.world, &lab.hostile).is_ok())
     });
@@ -197,8 +237,10 @@ fn fragments(lab: &Lab) -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
     for (from, to) in lab.pairs() {
         let whole = packet::udp(from, to, &[9; 4000]);
-        // The same identification, other sizes: the parts overlap.
-        packets.extend(packet::fragments(&whole, 1000, 1));
+        // The same identification, other sizes: the parts overlap. Without its last one the first datagram stays open.
+        let mut open = packet::fragments(&whole, 1000, 1);
+        open.pop();
+        packets.extend(open);
         packets.extend(packet::fragments(&whole, 648, 1));
         packets.extend(packet::fragments(&Tcp::syn(from, to, 3, 1460).build(), 8, 2));
         for identification in 100..5_100 {
@@ -271,9 +313,63 @@ fn ports(lab: &Lab) -> impl Iterator<Item = Vec<u8>> + Send {
 /// 30,000 SYNs from as many ends; what waits is bounded, in descriptors too, and the other pod still connects.
 fn flood(lab: &Lab, to: SocketAddr) -> Result<()> {
     let before = lab.world.agent().open_descriptors()?;
-    let ends = (0..30_000u16).map(|index| SocketAddr::new(lab.v4, 20_000 + index));
-    lab.send(ends.map(|from| Tcp::syn(from, to, u32::from(from.port()) << 12, 1460).build()))?;
+    let own = if to.is_ipv4() { lab.v4 } else { lab.v6 };
+    let ends = (0..30_000u16).map(|index| SocketAddr::new(own, 20_000 + index));
+    lab.send(Pace::Flood, ends.map(|from| Tcp::syn(from, to, u32::from(from.port()) << 12, 1460).build()))?;
     let grown = lab.world.agent().open_descriptors()?.saturating_sub(before);
     ensure!(grown < 1_500, "{grown} descriptors more under the flood");
     lab.survived()
+}
+
+/// A real handshake by hand from a first sequence number just below the wrap, then data out of order with overlaps that
+/// contradict each other, and data far outside the window: the server gets each octet once, from one of its versions.
+fn overlap(lab: &Lab, from: SocketAddr, to: SocketAddr) -> Result<()> {
+    const FIRST: u32 = u32::MAX - 5;
+    let listener = lab.world.topology.outside.tcp_listen(SocketAddr::new(to.ip(), 0))?;
+    let (from, to) = (SocketAddr::new(from.ip(), 45_001), listener.local_addr()?);
+    let ignored = |reason: &str| lab.world.agent().drops("hostile", reason).unwrap_or(0);
+    let before = ignored("out-of-window");
+    RawLink::with(&lab.hostile, &lab.tun, |link| -> Result<()> {
+        // The largest window there is: 65,535 << 14 (RFC 7323 section 2.3).
+        let options = vec![2, 4, 0x05, 0xb4, 3, 3, 14, 1];
+        link.send(&Tcp { options, ..Tcp::syn(from, to, FIRST, 1460) }.build());
+        let answer = link.recv(LIMIT, |packet| is_syn_ack(packet, to, from)).context("no SYN|ACK")?;
+        let theirs = u32::from_be_bytes(tcp_of(&answer)[4..8].try_into()?).wrapping_add(1);
+        let segment = |offset: u32, flags: u8, payload: &[u8]| {
+            let seq = FIRST.wrapping_add(1).wrapping_add(offset);
+            Tcp { seq, ack: theirs, flags, ..Tcp::new(from, to) }.with_payload(payload).build()
+        };
+        link.send(&segment(0, flags::ACK, b""));
+        link.send(&segment(5, flags::ACK, b"fghijklmno"));
+        link.send(&segment(1 << 31, flags::ACK, b"far outside"));
+        link.send(&segment(7, flags::ACK, b"HIJ"));
+        link.send(&segment(0, flags::ACK, b"abcdeFGHIJ"));
+        link.send(&segment(3, flags::ACK, b"DEFGHIJKLM"));
+        link.send(&segment(15, flags::ACK | flags::FIN, b""));
+        Ok(())
+    })??;
+    let (mut server, _) = listener.accept()?;
+    server.set_read_timeout(Some(LIMIT))?;
+    let mut received = Vec::new();
+    server.read_to_end(&mut received)?;
+    let text = String::from_utf8_lossy(&received).to_lowercase();
+    ensure!(text == "abcdefghijklmno", "{:?}", String::from_utf8_lossy(&received));
+    wait::until_true("the drop outside the window", LIMIT, || ignored("out-of-window") > before)?;
+    lab.survived()
+}
+
+/// The TCP header and what follows.
+fn tcp_of(packet: &[u8]) -> &[u8] {
+    &packet[packet::addresses(packet).2..]
+}
+
+fn is_syn_ack(packet: &[u8], from: SocketAddr, to: SocketAddr) -> bool {
+    if packet.len() < 40 || !matches!(packet[0] >> 4, 4 | 6) {
+        return false;
+    }
+    let (source, destination, header) = packet::addresses(packet);
+    let ports = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
+    (source, destination) == (from.ip(), to.ip())
+        && packet.get(header..header + 4) == Some(&ports[..])
+        && packet.get(header + 13) == Some(&(flags::SYN | flags::ACK))
 }
