@@ -1,7 +1,8 @@
 //! `tunproxy-agent exec`: status and signals pass through, policy holds, nothing is left; as root and without.
 
+use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path as FilePath, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use rustix::process::{Pid, Signal};
 use tunproxy_e2e::{Path, Report, World, WorldOptions};
 use tunproxy_testkit::process::output;
 use tunproxy_testkit::{Host, Program, root_or_skip, wait};
+
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// Runs `exec` in the node's namespace, so that only the node's own network is touched.
 struct Lab {
@@ -87,7 +90,9 @@ fn exec(as_root: bool) {
         ensure!(output.status.code() == Some(137), "{}: {}", output.status, text(&output));
         Ok(())
     });
-    report.row("signals reach the command", || signals(&lab, as_root));
+    for sent in SIGNALS {
+        report.row(format!("SIG{} reaches the command", sent.0), || signal(&lab, as_root, sent));
+    }
     report.row("standard input, output and error pass through", || {
         let mut command = lab.command(as_root, &[], &["sh", "-c", "cat; echo error >&2"]);
         let output = tunproxy_testkit::process::output_with_input(&mut command, b"hello")?;
@@ -141,20 +146,34 @@ fn exec(as_root: bool) {
     report.finish();
 }
 
-/// TERM to `exec` ends the command, which may handle it.
-fn signals(lab: &Lab, as_root: bool) -> Result<()> {
-    let marker = lab.directory.path().join(format!("ready-{as_root}"));
+/// Signals that a supervisor or a terminal sends, with their names for `trap`.
+const SIGNALS: [(&str, Signal); 6] = [
+    ("TERM", Signal::TERM),
+    ("INT", Signal::INT),
+    ("HUP", Signal::HUP),
+    ("QUIT", Signal::QUIT),
+    ("USR1", Signal::USR1),
+    ("USR2", Signal::USR2),
+];
+
+/// A signal to `exec` reaches the command, which may handle it; `exec` ends as the command does.
+fn signal(lab: &Lab, as_root: bool, (name, signal): (&str, Signal)) -> Result<()> {
+    let marker = lab.directory.path().join(format!("ready-{as_root}-{name}"));
     std::fs::create_dir(&marker)?;
     std::os::unix::fs::chown(&marker, Some(65534), Some(65534))?;
-    let script = format!("trap 'exit 33' TERM; touch {0}/up; while :; do sleep 0.05; done", marker.display());
+    // The builtin `read` ends at once for a trapped signal, and waits for ever otherwise.
+    let script = format!("trap 'exit 33' {name}; : > {0}/up; read nothing; exit 44", marker.display());
     let mut command = lab.command(as_root, &[], &["sh", "-c", &script]);
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
-    wait::until_true("the command to run", Duration::from_secs(10), || marker.join("up").exists())?;
-    rustix::process::kill_process(Pid::from_child(&child), Signal::TERM)?;
-    let ended = wait::until("its end", Duration::from_secs(10), || child.try_wait().ok().flatten());
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    let held = child.stdin.take();
+    wait::until_true("the command to run", LIMIT, || marker.join("up").exists())?;
+    rustix::process::kill_process(Pid::from_child(&child), signal)?;
+    let ended = wait::until("its end", LIMIT, || child.try_wait().ok().flatten());
     if ended.is_err() {
         child.kill()?;
+        child.wait()?;
     }
+    drop(held);
     let status = ended?;
     ensure!(status.code() == Some(33), "ended with {status} (signal {:?})", status.signal());
     Ok(())
@@ -170,6 +189,64 @@ fn as_an_ordinary_user() {
     exec(false);
 }
 
+/// Everything that runs of `exec` could leave, seen from outside.
+#[derive(Debug, PartialEq, Eq)]
+struct Traces {
+    links: usize,
+    processes: usize,
+    mounts: usize,
+    /// Network namespaces of the processes that run with our TMPDIR.
+    namespaces: BTreeSet<PathBuf>,
+    /// In TMPDIR.
+    files: BTreeSet<PathBuf>,
+}
+
+impl Traces {
+    fn of(lab: &Lab, temporary: &FilePath) -> Self {
+        let node = &lab.world.topology.node;
+        let files = std::fs::read_dir(temporary).unwrap();
+        Self {
+            links: node.ip_json("link").unwrap().as_array().map_or(0, Vec::len),
+            processes: node.pids().len(),
+            mounts: mounts(),
+            namespaces: namespaces(temporary),
+            files: files.map(|entry| entry.unwrap().path()).collect(),
+        }
+    }
+}
+
+/// Other tests' processes come and go meanwhile; ours have TMPDIR in their environment.
+fn namespaces(temporary: &FilePath) -> BTreeSet<PathBuf> {
+    let ours = format!("TMPDIR={}", temporary.display());
+    let is_ours = |process: &FilePath| {
+        let environment = std::fs::read(process.join("environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|variable| variable == ours.as_bytes())
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    processes
+        .filter(|process| is_ours(process))
+        .filter_map(|process| std::fs::read_link(process.join("ns/net")).ok())
+        .collect()
+}
+
+/// A run that lives shows in the traces, and no more once it ended: the comparison after it means something.
+fn one_run_is_seen(lab: &Lab, temporary: &FilePath) -> Result<()> {
+    let before = Traces::of(lab, temporary);
+    let mut child = lab
+        .command(true, &[], &["cat"])
+        .env("TMPDIR", temporary)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()?;
+    let seen = wait::until_true("its namespace", LIMIT, || Traces::of(lab, temporary).namespaces.len() > 1);
+    drop(child.stdin.take());
+    child.wait()?;
+    seen?;
+    let after = Traces::of(lab, temporary);
+    ensure!(before == after, "{before:?} became {after:?}");
+    Ok(())
+}
+
 /// 1,000 runs in a row, two at once, as root and as a user in turn.
 #[test]
 fn a_thousand_runs_leave_nothing() {
@@ -178,28 +255,23 @@ fn a_thousand_runs_leave_nothing() {
         return;
     }
     let lab = Lab::new();
-    let count = || -> (usize, usize, usize) {
-        let links = lab.world.topology.node.ip_json("link").unwrap().as_array().map_or(0, Vec::len);
-        let processes = lab.world.topology.node.pids().len();
-        let namespaces = std::fs::read_dir("/run/netns").map_or(0, Iterator::count);
-        (links, processes, namespaces)
-    };
-    let before = count();
-    let mounts_before = mounts();
+    let temporary = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(temporary.path(), Some(65534), Some(65534)).unwrap();
+    one_run_is_seen(&lab, temporary.path()).unwrap();
+    let before = Traces::of(&lab, temporary.path());
     std::thread::scope(|scope| {
         for worker in 0..2 {
-            let lab = &lab;
+            let (lab, temporary) = (&lab, temporary.path());
             scope.spawn(move || {
                 for index in 0..RUNS / 2 {
-                    let output = lab.run(index % 2 == worker, &[], &["true"]).unwrap();
+                    let mut command = lab.command(index % 2 == worker, &[], &["true"]);
+                    let output = output(command.env("TMPDIR", temporary)).unwrap();
                     assert!(output.status.success(), "run {index}: {}", text(&output));
                 }
             });
         }
     });
-    let after = count();
-    assert_eq!((before.0, before.1), (after.0, after.1), "links and processes in the node's namespace");
-    assert_eq!(mounts_before, mounts(), "mounts");
+    assert_eq!(before, Traces::of(&lab, temporary.path()));
 }
 
 /// Mounts that a sandbox could leave; other tests' namespaces come and go meanwhile.
