@@ -18,7 +18,7 @@ use tunproxy_testkit::servers::{Danted, DnsServer};
 use tunproxy_testkit::{Host, Topology, Wire, root_or_skip, wait};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_tunproxy-agent");
-const LIMIT: Duration = Duration::from_secs(15);
+const LIMIT: Duration = Duration::from_mins(1);
 const NOBODY: &str = "65534";
 
 const POLICY: &str = "\

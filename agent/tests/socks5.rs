@@ -14,7 +14,7 @@ use tunproxy_testkit::servers::{Danted, DnsServer, Microsocks};
 use tunproxy_testkit::topology::{UNREACHABLE_V4, UNREACHABLE_V6};
 use tunproxy_testkit::{Host, Namespace, Topology, Wire, root_or_skip, wait};
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_mins(1);
 
 fn connect(node: &Namespace, proxy: &Proxy, target: Target) -> Result<OwnedFd, ConnectError> {
     node.enter(|| {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tunproxy_testkit::{Topology, Wire, root_or_skip, wait};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_tunproxy-agent");
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_mins(1);
 const CTRL_C: &str = "\x03";
 const CTRL_D: &str = "\x04";
 const CTRL_Z: &str = "\x1a";

@@ -19,7 +19,7 @@ use tunproxy_testkit::servers::{Nginx, WebNames};
 use tunproxy_testkit::{Host, Namespace, Topology, Wire, root_or_skip, wait};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_tunproxy-agent");
-const LIMIT: Duration = Duration::from_secs(15);
+const LIMIT: Duration = Duration::from_mins(1);
 const PORT: u16 = 7000;
 
 /// The agent on the node, whose own programs are the clients.

@@ -196,7 +196,7 @@ pub fn transfer(world: &World, pod: &Namespace, family: &str, length: u64) -> Re
     let local = world.scratch.path().join(format!("large-{}", pod.name()));
     let curl = |arguments: &str| {
         let line = world.curl(&format!("{family} -f --no-progress-meter {arguments}"));
-        pod.run(&line.replace("--max-time 20", "--max-time 300"))
+        pod.run(&line.replace("--max-time 60", "--max-time 300"))
     };
     curl(&format!("http://allowed.test/files/large -o {}", local.display()))?;
     same(&served, &local)?;

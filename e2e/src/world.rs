@@ -168,7 +168,7 @@ impl World {
 
     /// `curl` with the test's certificate authority, silent but for errors.
     pub fn curl(&self, arguments: &str) -> String {
-        format!("curl -sS --max-time 20 --cacert {} {arguments}", self.nginx.ca().display())
+        format!("curl -sS --max-time 60 --cacert {} {arguments}", self.nginx.ca().display())
     }
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use tunproxy_e2e::{Path, Report, World, WorldOptions, rows};
 use tunproxy_testkit::{AgentProcess, Host, Namespace, root_or_skip, wait};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_mins(1);
 /// Longer than any closed flow may linger.
 const SETTLED: Duration = Duration::from_secs(90);
 
@@ -151,7 +151,7 @@ fn server_speaks_first(path: Path) {
     let work = || -> Result<()> {
         while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
             let mut stream = TcpStream::connect_timeout(&to, LIMIT).context("connect")?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.set_read_timeout(Some(LIMIT))?;
             let mut greeting = Vec::new();
             let outcome = stream.read_to_end(&mut greeting);
             ensure!(

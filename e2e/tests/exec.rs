@@ -12,7 +12,7 @@ use tunproxy_e2e::{Path, Report, World, WorldOptions};
 use tunproxy_testkit::process::output;
 use tunproxy_testkit::{Host, Program, root_or_skip, wait};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Runs `exec` in the node's namespace, so that only the node's own network is touched.
 struct Lab {

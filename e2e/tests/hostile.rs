@@ -27,7 +27,7 @@ struct Lab {
     descriptors: usize,
 }
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_mins(1);
 /// What the agent may grow by while it is attacked: its pools and tables are bounded per pod.
 const MEMORY_KIB: u64 = 96 * 1024;
 

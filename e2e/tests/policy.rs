@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use tunproxy_e2e::{Path, Report, World, WorldOptions, rows};
 use tunproxy_testkit::{Host, Namespace, root_or_skip, wait};
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_mins(1);
 
 fn policy(rules: &str) -> String {
     format!(

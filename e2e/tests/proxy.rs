@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use tunproxy_e2e::{Path, Pod, Report, World, WorldOptions, rows};
 use tunproxy_testkit::{Host, root_or_skip};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_mins(1);
 const PROXY_PORT: u16 = 1090;
 /// The destination's port tells the proxy what to do: a reply of `FIRST_PORT` + code, or one of those below.
 const FIRST_PORT: u16 = 9000;

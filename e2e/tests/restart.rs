@@ -46,14 +46,14 @@ struct Live {
 impl Live {
     fn open(world: &World, pod: &Namespace, ip: IpAddr) -> Result<Self> {
         let listener = world.topology.outside.tcp_listen(SocketAddr::new(ip, 0))?;
-        let client = pod.tcp_connect(listener.local_addr()?, Duration::from_secs(5))?;
+        let client = pod.tcp_connect(listener.local_addr()?, Duration::from_mins(1))?;
         let (server, _) = listener.accept()?;
         Ok(Self { client, _server: server, _listener: listener })
     }
 
     /// It ends, and in an error: an end of file would pass for the end of the data.
     fn fails(&mut self) -> Result<()> {
-        self.client.set_read_timeout(Some(Duration::from_secs(20)))?;
+        self.client.set_read_timeout(Some(Duration::from_mins(1)))?;
         let outcome = self.client.write_all(b"?").and_then(|()| self.client.read(&mut [0]));
         let failed = outcome.as_ref().is_err_and(|error| {
             // The read's own limit is `WouldBlock`: the flow hangs.

@@ -84,12 +84,12 @@ fn under_containerd(path: Path) {
     };
     let mut report = Report::default();
     report.row("curl by name", || {
-        let text = inside("curl -sS --max-time 10 http://allowed.test/")?;
+        let text = inside("curl -sS --max-time 60 http://allowed.test/")?;
         ensure!(text.starts_with("allowed.test over HTTP/1.1"), "{text}");
         Ok(())
     });
     report.row("curl over IPv6", || {
-        let text = inside(&format!("curl -sS --max-time 10 http://[{}]/", Host::Web.v6()))?;
+        let text = inside(&format!("curl -sS --max-time 60 http://[{}]/", Host::Web.v6()))?;
         ensure!(text.contains("over HTTP/1.1"), "{text}");
         Ok(())
     });

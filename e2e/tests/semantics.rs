@@ -11,7 +11,7 @@ use tunproxy_e2e::{Path, Pod, Report, World, WorldOptions, rows};
 use tunproxy_testkit::topology::{BLACK_HOLE_V4, BLACK_HOLE_V6, UNREACHABLE_V4, UNREACHABLE_V6};
 use tunproxy_testkit::{AgentProcess, Host, Namespace, root_or_skip, wait};
 
-const LIMIT: Duration = Duration::from_secs(15);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// One path's pod, and an outside to listen in.
 struct Lab {

@@ -13,7 +13,7 @@ use tunproxy_testkit::link::RawTun;
 use tunproxy_testkit::process::Background;
 use tunproxy_testkit::{Host, Namespace, Program, root_or_skip};
 
-const LIMIT: Duration = Duration::from_secs(15);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// The node plays the host whose traffic goes into the TUN.
 struct Lab {
@@ -41,7 +41,7 @@ impl Lab {
     }
 
     fn curl(&self, url: &str) -> Result<String> {
-        self.host().run(&format!("curl -sS --max-time 10 {url}"))
+        self.host().run(&format!("curl -sS --max-time 60 {url}"))
     }
 }
 

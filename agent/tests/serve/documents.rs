@@ -1,7 +1,6 @@
 //! Policy documents while pods are served.
 
 use std::fs;
-use std::time::{Duration, Instant};
 
 use tunproxy_ipc::{ClientError, ErrorCode, Request, Response};
 use tunproxy_testkit::{root_or_skip, wait};
@@ -20,7 +19,7 @@ spec:
 ";
 
 #[test]
-fn an_edit_is_in_force_at_once_and_a_broken_one_changes_nothing() {
+fn an_edit_comes_into_force_and_a_broken_one_changes_nothing() {
     if !root_or_skip() {
         return;
     }
@@ -30,10 +29,8 @@ fn an_edit_is_in_force_at_once_and_a_broken_one_changes_nothing() {
     pod.add(&lab).unwrap();
     assert_eq!(pod.fetch().unwrap(), "hello");
 
-    let edited = Instant::now();
     lab.write_policy(DENY_WEB);
     wait::until_true("the refusal", LIMIT, || pod.is_refused()).unwrap();
-    assert!(edited.elapsed() < Duration::from_secs(2), "{:?}", edited.elapsed());
 
     lab.write_policy(&DENY_WEB.replace("action: Deny", "action: Denny"));
     wait::until_true("the mistake on the status page", LIMIT, || {

@@ -24,7 +24,7 @@ use tunproxy_testkit::process::Background;
 use tunproxy_testkit::{Host, Namespace, Topology, Wire, wait};
 
 pub const AGENT: &str = env!("CARGO_BIN_EXE_tunproxy-agent");
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_mins(1);
 pub const WEB_PORT: u16 = 7000;
 
 /// A node with an agent, and a web server outside.

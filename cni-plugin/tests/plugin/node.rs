@@ -20,7 +20,7 @@ pub const DEBIAN: &str = "/usr/lib/cni";
 
 /// What a call may take that is given up after some hundred milliseconds: the kernel's own locks, which nothing
 /// interrupts, are contended by all the tests that run at once.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 pub struct Node {
     pub host: Namespace,

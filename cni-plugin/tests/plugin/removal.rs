@@ -72,7 +72,7 @@ fn no_process_stays() {
     node.chain_add("ptp", "c1", &pod).1.succeeded();
     node.call("DEL", "c1", &pod).run().succeeded();
     assert!(way(&pod, "203.0.113.9").is_none_or(|device| device == "eth0"));
-    wait::until_true("the child to end", Duration::from_secs(5), || node.host.pids().is_empty()).unwrap();
+    wait::until_true("the child to end", Duration::from_mins(1), || node.host.pids().is_empty()).unwrap();
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn killed_while_the_agent_works_it_leaves_nothing_after_a_removal() {
             let (before, leases) = (snapshot(&pod), node.leases());
             agent.set_manner(step, Manner::Hang);
             let mut child = node.call("ADD", "c1", &pod).config(&config).spawn();
-            assert_eq!(agent.reached.recv_timeout(Duration::from_secs(10)).unwrap(), step);
+            assert_eq!(agent.reached.recv_timeout(Duration::from_mins(1)).unwrap(), step);
             child.kill().unwrap();
             child.wait().unwrap();
             agent.set_manner(step, Manner::Answer);
@@ -196,7 +196,7 @@ fn killed_at_any_moment_it_leaves_nothing_after_a_removal() {
         node.call("DEL", "c1", &pod).run().succeeded();
         assert_eq!(snapshot(&pod), before, "after {step} steps");
         // The request of a killed plugin may still be read; its answer finds nobody.
-        wait::until_true("the agent to drop it", Duration::from_secs(5), || agent.keys().is_empty()).unwrap();
+        wait::until_true("the agent to drop it", Duration::from_mins(1), || agent.keys().is_empty()).unwrap();
     }
     assert!(interrupted > 5, "only {interrupted} runs were interrupted");
 }

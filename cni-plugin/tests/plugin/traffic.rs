@@ -49,12 +49,12 @@ fn turn_round(packet: &mut [u8]) {
 /// One datagram from the pod to the far end and back, by the agent's queues.
 fn echo(pod: &Namespace, queues: &[OwnedFd], local: &str, remote: &str) {
     let socket: UdpSocket = pod.udp_bind(local.parse().unwrap()).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     socket.connect(remote).unwrap_or_else(|error| panic!("{remote}: {error}"));
     let port = socket.local_addr().unwrap().port();
     // Sent again when it does not come: a child that another test starts holds a copy of our descriptors until it calls
     // exec, and a queue that is held so takes its share of the packets.
-    let (queue, mut packet) = wait::until("the packet in a queue", Duration::from_secs(10), || {
+    let (queue, mut packet) = wait::until("the packet in a queue", Duration::from_mins(1), || {
         socket.send(b"there and back").unwrap();
         read_udp(queues, port)
     })
@@ -111,7 +111,7 @@ fn without_the_agents_queues_nothing_leaves_by_the_main_interface() {
     drop(agent.take("c1", "eth0"));
     node.host.ip("addr add 203.0.113.9/32 dev lo").unwrap();
     let outside = node.host.udp_bind("0.0.0.0:9".parse().unwrap()).unwrap();
-    outside.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    outside.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     let inside = pod.udp_bind("0.0.0.0:0".parse().unwrap()).unwrap();
     for _ in 0..100 {
         let _ = inside.send_to(b"leak", "203.0.113.9:9");

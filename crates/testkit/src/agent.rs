@@ -265,7 +265,7 @@ fn configuration(directory: &Path, options: &AgentOptions) -> String {
 /// One HTTP/1.0 request over a Unix socket: status and body.
 fn http_get(socket: &Path, path: &str) -> Result<(u16, String)> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(Duration::from_mins(1)))?;
     stream
         .write_all(format!("GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut answer = String::new();

@@ -216,7 +216,7 @@ mod tests {
             let namespace = Namespace::new("panic").unwrap();
             let mut child = namespace.command("sleep").arg("1000").spawn().unwrap();
             let pid = Pid::from_child(&child);
-            wait::until_true("sleep to run", Duration::from_secs(5), || !namespace.pids().is_empty())
+            wait::until_true("sleep to run", Duration::from_mins(1), || !namespace.pids().is_empty())
                 .unwrap();
             sender.send((namespace.path(), pid)).unwrap();
             std::thread::spawn(move || child.wait());
@@ -227,7 +227,7 @@ mod tests {
         let (path, pid) = receiver.recv().unwrap();
         assert!(!path.exists());
         let gone = || rustix::process::test_kill_process(pid).is_err();
-        wait::until_true("the process to go", Duration::from_secs(5), gone).unwrap();
+        wait::until_true("the process to go", Duration::from_mins(1), gone).unwrap();
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl Background {
     /// SIGKILL, and wait for the end.
     pub fn kill(&mut self) -> Result<ExitStatus> {
         let _ = rustix::process::kill_process_group(self.process(), Signal::KILL);
-        self.wait(Duration::from_secs(10))
+        self.wait(Duration::from_mins(1))
     }
 
     /// Asks `ready` until it is true; fails at once, with the log, when the program ends meanwhile.

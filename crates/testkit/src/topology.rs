@@ -176,7 +176,7 @@ mod tests {
     use super::*;
     use crate::root_or_skip;
 
-    const LIMIT: Duration = Duration::from_secs(10);
+    const LIMIT: Duration = Duration::from_mins(1);
 
     #[test]
     fn the_node_reaches_every_host_and_sees_each_kind_of_failure() {
