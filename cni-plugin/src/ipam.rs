@@ -18,6 +18,10 @@ use tunproxy_ipc::AttachmentKey;
 use crate::deadline::Deadline;
 use crate::error::PluginError;
 use crate::invocation::Environment;
+use crate::version::CniVersion;
+
+/// The specification's code for a `cniVersion` that a plugin does not speak.
+const INCOMPATIBLE_VERSION: u64 = 1;
 
 /// Longest answer that is read.
 const MAX_OUTPUT: u64 = 1 << 20;
@@ -46,6 +50,7 @@ pub enum Call<'a> {
     Check,
     Gc,
     Status,
+    Version,
     /// DEL of an attachment that only GC knows.
     DelOf(&'a AttachmentKey),
 }
@@ -68,10 +73,53 @@ impl<'a> Ipam<'a> {
     }
 
     /// Runs the plugin and returns what it printed; its own error document becomes [`PluginError::Ipam`].
+    ///
+    /// A plugin that does not speak our configuration's version is called in the newest that both speak: what the two
+    /// say to each other does not depend on what the runtime speaks.
     pub fn call(&self, call: Call<'_>, deadline: &Deadline) -> Result<Vec<u8>, PluginError> {
+        let result = self.run(call, self.input, deadline);
+        let suspect = match (&result, call) {
+            // To a verb that it does not know an older plugin says anything, host-local that a container's id is missing.
+            (Err(PluginError::Ipam { .. }), Call::Gc | Call::Status) => true,
+            (Err(PluginError::Ipam { code, .. }), _) => *code == INCOMPATIBLE_VERSION,
+            _ => false,
+        };
+        if !suspect {
+            return result;
+        }
+        let Some((version, input)) = self.in_its_version(deadline) else { return result };
+        let has_verb = match call {
+            Call::Gc | Call::Status => version.has_gc_and_status(),
+            Call::Check => version.has_check(),
+            Call::Add | Call::Del | Call::DelOf(_) | Call::Version => true,
+        };
+        if has_verb { self.run(call, &input, deadline) } else { Ok(Vec::new()) }
+    }
+
+    /// The configuration in the newest older version that the plugin speaks; `None` where it speaks ours, or none.
+    fn in_its_version(&self, deadline: &Deadline) -> Option<(CniVersion, Vec<u8>)> {
+        let mut document: Value = serde_json::from_slice(self.input).ok()?;
+        let ours = document["cniVersion"].as_str().and_then(CniVersion::parse)?;
+        let answer: Value =
+            serde_json::from_slice(&self.run(Call::Version, self.input, deadline).ok()?).ok()?;
+        let supported = answer.get("supportedVersions")?.as_array()?;
+        let speaks = |version: CniVersion| supported.iter().any(|text| *text == version.as_str());
+        if speaks(ours) {
+            return None;
+        }
+        let theirs =
+            CniVersion::ALL.into_iter().filter(|version| *version < ours && speaks(*version)).max()?;
+        document["cniVersion"] = theirs.as_str().into();
+        if let Some(previous) = document.get_mut("prevResult").and_then(Value::as_object_mut) {
+            previous.insert("cniVersion".to_owned(), theirs.as_str().into());
+        }
+        Some((theirs, document.to_string().into_bytes()))
+    }
+
+    fn run(&self, call: Call<'_>, input: &[u8], deadline: &Deadline) -> Result<Vec<u8>, PluginError> {
         let failed = |source| PluginError::IpamRun { plugin: self.name.to_owned(), source };
         let mut child = self.command(call).spawn().map_err(failed)?;
-        let result = self.converse(&mut child, deadline);
+        let result = self.converse(&mut child, input, deadline);
         if result.is_err() {
             let _ = child.kill();
         }
@@ -89,6 +137,7 @@ impl<'a> Ipam<'a> {
             Call::Check => "CHECK",
             Call::Gc => "GC",
             Call::Status => "STATUS",
+            Call::Version => "VERSION",
         };
         command.env("CNI_COMMAND", verb);
         if let Call::DelOf(key) = call {
@@ -101,12 +150,12 @@ impl<'a> Ipam<'a> {
     }
 
     /// Feeds the child on a thread of its own, reads on another, and waits for its end no longer than the deadline.
-    fn converse(&self, child: &mut Child, deadline: &Deadline) -> Result<Vec<u8>, PluginError> {
+    fn converse(&self, child: &mut Child, input: &[u8], deadline: &Deadline) -> Result<Vec<u8>, PluginError> {
         let failed = |source| PluginError::IpamRun { plugin: self.name.to_owned(), source };
         let timed_out =
             || PluginError::IpamTimedOut { plugin: self.name.to_owned(), limit: deadline.total() };
         let (mut stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        let input = self.input.to_vec();
+        let input = input.to_vec();
         let (sender, receiver) = mpsc::channel();
         thread::spawn(move || {
             // A plugin that does not read its input decides for itself.

@@ -50,6 +50,53 @@ fn the_older_shapes_name_the_family() {
     assert_eq!((&result["ips"][0]["version"], &result["ips"][1]["version"]), (&json!("4"), &json!("6")));
 }
 
+/// Debian's host-local speaks nothing newer than 1.0.0.
+#[test]
+fn an_older_ipam_plugin_serves_a_newer_network() {
+    if !root_or_skip() {
+        return;
+    }
+    let (node, pod) = (Node::new(), pod());
+    let agent = node.agent();
+    let mut config = node.standalone_config();
+    config["cniVersion"] = json!("1.1.0");
+    let result = node.call("ADD", "c1", &pod).config(&config).run().succeeded().json();
+    assert_eq!((&result["cniVersion"], node.leases()), (&json!("1.1.0"), 2));
+    node.call("CHECK", "c1", &pod).config(&config).previous(&result).run().succeeded();
+    node.bare_call("STATUS").config(&config).run().succeeded();
+    node.call("DEL", "c1", &pod).config(&config).previous(&result).run().succeeded();
+    assert_eq!(node.leases(), 0);
+    node.call("ADD", "c1", &pod).config(&config).run().succeeded();
+    node.bare_call("GC").config(&config).with("cni.dev/valid-attachments", json!([])).run().succeeded();
+    assert_eq!((node.leases(), agent.keys()), (0, vec![]));
+}
+
+/// What it cannot do in any version stays its error.
+#[test]
+fn an_ipam_plugin_that_shares_no_version_is_reported() {
+    if !root_or_skip() {
+        return;
+    }
+    let (node, pod) = (Node::new(), pod());
+    let _agent = node.agent();
+    let script = |versions: &str| {
+        let answer = format!("{{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[{versions}]}}");
+        node.script(
+            "strict",
+            &format!(
+                "cat >/dev/null; case $CNI_COMMAND in VERSION) echo '{answer}';; \
+                 *) echo '{{\"code\":1,\"msg\":\"incompatible\"}}'; exit 1;; esac"
+            ),
+        );
+    };
+    let path = node.dir.path().to_str().unwrap().to_owned();
+    let add = || node.call("ADD", "c1", &pod).with("ipam", json!({"type": "strict"})).set("CNI_PATH", &path);
+    for versions in ["", "\"1.0.0\"", "\"0.2.0\"", "\"0.4.0\"", "7"] {
+        script(versions);
+        assert_eq!(add().run().failed(1)["msg"], "incompatible", "{versions}");
+    }
+}
+
 #[test]
 fn added_twice_it_is_refused_unharmed() {
     if !root_or_skip() {
