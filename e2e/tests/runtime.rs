@@ -1,12 +1,12 @@
 //! The plugin under real runtimes. Needs the Go tools: `make e2e`.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tunproxy_e2e::runtime::{Containerd, cnitool};
 use tunproxy_e2e::{Path, Report, World, WorldOptions, rows};
 use tunproxy_testkit::{Host, Namespace, root_or_skip};
 
-/// ADD, CHECK, use, DEL, DEL again, GC and STATUS by libcni.
+/// ADD, CHECK, use, DEL and DEL again by libcni. 1.0.0 is the newest version that Debian's main plugins speak.
 fn under_cnitool(path: Path) {
     if !root_or_skip() {
         return;
@@ -14,7 +14,7 @@ fn under_cnitool(path: Path) {
     let world = World::new(&WorldOptions::for_path(path)).unwrap();
     let network = world.network(path).unwrap();
     let pod = world.topology.pod_namespace("cnitool").unwrap();
-    let call = |verb: &str| cnitool(&world.topology.node, &network, verb, &pod);
+    let call = |verb: &str| cnitool(&world.topology.node, &network, "1.0.0", verb, &pod);
     let mut report = Report::default();
     report.row("ADD", || {
         let result: Value = serde_json::from_str(&call("add")?)?;
@@ -64,6 +64,47 @@ fn cnitool_after_bridge() {
 #[ignore = "make e2e"]
 fn cnitool_standalone() {
     under_cnitool(Path::Standalone);
+}
+
+/// The verbs that CNI 1.1.0 brought: STATUS with and without an agent, and GC of a pod that nobody DELs.
+#[test]
+#[ignore = "make e2e"]
+fn cnitool_status_and_gc() {
+    if !root_or_skip() {
+        return;
+    }
+    let path = Path::Standalone;
+    let mut world = World::new(&WorldOptions::for_path(path)).unwrap();
+    let network = world.network(path).unwrap();
+    let pod = world.topology.pod_namespace("cnitool11").unwrap();
+    let node = std::sync::Arc::clone(&world.topology.node);
+    let call = |verb: &str| cnitool(&node, &network, "1.1.0", verb, &pod);
+    let mut report = Report::default();
+    report.row("STATUS of a ready agent", || call("status").map(drop));
+    report.row("ADD", || {
+        let result: Value = serde_json::from_str(&call("add")?)?;
+        ensure!(result["cniVersion"] == "1.1.0", "{result}");
+        Ok(())
+    });
+    report.row("CHECK", || call("check").map(drop));
+    report.row("the pod reaches the outside", || reaches(&world, &pod));
+    report.row("GC with nothing valid", || {
+        call("gc")?;
+        let pods = world.agent().pods()?;
+        ensure!(pods.is_empty(), "{pods:?} are still attached");
+        let leases = network.leases();
+        ensure!(leases.is_empty(), "{leases:?} are still leased");
+        Ok(())
+    });
+    report.row("DEL after GC", || call("del").map(drop));
+    world.agent.as_mut().unwrap().kill().unwrap();
+    report.row("STATUS without an agent", || {
+        let error = call("status").err().context("ready, without an agent")?;
+        let text = format!("{error:#}");
+        ensure!(text.contains("no agent answers"), "{text}");
+        Ok(())
+    });
+    report.finish();
 }
 
 /// One pod sandbox, one busybox container, by containerd and runc over CRI.
@@ -120,6 +161,12 @@ fn containerd_routed() {
 #[ignore = "make e2e"]
 fn containerd_after_ptp() {
     under_containerd(Path::AfterPtp);
+}
+
+#[test]
+#[ignore = "make e2e"]
+fn containerd_after_bridge() {
+    under_containerd(Path::AfterBridge);
 }
 
 #[test]
