@@ -204,8 +204,19 @@ fn the_bytes_of_each_error() {
     add().run().succeeded();
     pod.ip("link set tun0 down").unwrap();
     let damaged = node.call("CHECK", "c1", &pod).previous(&json!({})).run().failed(104);
-    assert_eq!(damaged["msg"], "the pod's network is not as it was made");
     assert!(damaged["details"].as_str().unwrap().starts_with("TUN tun0 is down; "), "{damaged}");
+    add().run().succeeded();
+    agent.set_problems(&["the datapath of c1/eth0 has stopped"]);
+    assert_eq!(
+        node.call("CHECK", "c1", &pod).previous(&json!({})).run().stdout,
+        document(104, "the pod's network is not as it was made", "the datapath of c1/eth0 has stopped")
+    );
+    drop(agent);
+    let unreachable = format!(
+        "no agent answers at {}: No such file or directory (os error 2); is tunproxy-agent running on this node, with this cniSocket?",
+        node.socket().display()
+    );
+    assert_eq!(add().run().stdout, document(11, "the agent is not available", &unreachable));
 }
 
 #[test]
