@@ -1,0 +1,341 @@
+//! UDP mappings and ICMP echo flows under virtual time: how long they live, how many there may be, whose replies they
+//! take, and what the pod is told when policy or the outside refuses.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the ban is the crate's own: a test has a clock and an environment"
+)]
+
+mod common;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant as Wall;
+
+use common::{Engine, allow_all, config, policy, seconds};
+use tunproxy_datapath::{
+    CloseReason, Cx, DialFailure, DropReason, Duration, EchoId, Input, Instant, Limits, MappingId,
+    internet_checksum,
+};
+use tunproxy_policy::model::Policies;
+use tunproxy_policy::{NodeDefault, WorkloadPolicy};
+use tunproxy_testkit::packet;
+
+/// A pod and two hosts of one family.
+#[derive(Clone, Copy, Debug)]
+struct Family {
+    pod: IpAddr,
+    host: IpAddr,
+    other: IpAddr,
+    /// Type and code of ICMP's "port unreachable" and "administratively prohibited".
+    port_unreachable: [u8; 2],
+    prohibited: [u8; 2],
+}
+
+fn families() -> [Family; 2] {
+    let ip = |text: &str| text.parse().expect("an address");
+    [
+        Family {
+            pod: ip("10.244.0.5"),
+            host: ip("192.0.2.1"),
+            other: ip("192.0.2.2"),
+            port_unreachable: [3, 3],
+            prohibited: [3, 13],
+        },
+        Family {
+            pod: ip("fd00::5"),
+            host: ip("2001:db8::1"),
+            other: ip("2001:db8::2"),
+            port_unreachable: [1, 4],
+            prohibited: [1, 1],
+        },
+    ]
+}
+
+fn deny_all() -> Arc<WorkloadPolicy> {
+    policy(&Policies::default(), NodeDefault::Deny)
+}
+
+struct Bench {
+    engine: Engine,
+    now: Instant,
+    family: Family,
+}
+
+impl Bench {
+    fn new(family: Family) -> Self {
+        Self::with(family, allow_all(), Limits::default())
+    }
+
+    fn with(family: Family, policy: Arc<WorkloadPolicy>, limits: Limits) -> Self {
+        let mut config = config(policy);
+        config.limits = limits;
+        Self { engine: Engine::new(config, Wall::now()), now: Instant::from_secs(1), family }
+    }
+
+    fn pod(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.family.pod, port)
+    }
+
+    fn host(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.family.host, port)
+    }
+
+    fn send(&mut self, from: u16, to: SocketAddr) -> Option<MappingId> {
+        match self.engine.inject(self.now, &packet::udp(self.pod(from), to, b"ask")) {
+            Input::Datagram { mapping, destination, .. } => {
+                assert_eq!(destination, to);
+                Some(mapping)
+            }
+            Input::Done => None,
+            other @ Input::Echo { .. } => panic!("{other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn open(&mut self, from: u16, to: SocketAddr) -> MappingId {
+        self.send(from, to).expect("the datagram passes")
+    }
+
+    /// Whether the pod gets a datagram that came from `from`.
+    fn reply(&mut self, mapping: MappingId, from: SocketAddr) -> bool {
+        let taken = self.engine.stack.udp_reply(self.now, mapping, from, b"answer").is_some();
+        self.engine.settle(self.now);
+        taken
+    }
+
+    fn ping(&mut self, to: IpAddr, identifier: u16) -> Option<EchoId> {
+        let request = packet::echo_request(self.family.pod, to, identifier, 1, b"ping");
+        match self.engine.inject(self.now, &request) {
+            Input::Echo { echo, destination, .. } => {
+                assert_eq!(destination, to);
+                Some(echo)
+            }
+            Input::Done => None,
+            other @ Input::Datagram { .. } => panic!("{other:?}"),
+        }
+    }
+
+    fn after(&mut self, pause: Duration) {
+        self.now += pause;
+        self.engine.advance(self.now);
+    }
+
+    /// UDP mappings and echo flows that live.
+    fn living(&self) -> (usize, usize) {
+        let (_, mappings, echoes) = self.engine.stack.flow_counts();
+        (mappings, echoes)
+    }
+
+    fn dropped(&self, reason: DropReason) -> u64 {
+        self.engine.stack.counters().dropped(reason)
+    }
+
+    fn closed(&self) -> Vec<(SocketAddr, CloseReason)> {
+        self.engine.records.iter().map(|record| (record.destination, record.close)).collect()
+    }
+
+    fn set_policy(&mut self, policy: Arc<WorkloadPolicy>) {
+        let cx = &mut Cx { now: self.now, pool: &mut self.engine.pool };
+        self.engine.stack.set_policy(cx, policy);
+        self.engine.settle(self.now);
+    }
+
+    /// The one packet for the pod is an ICMP error that says `kind` and quotes a datagram from `from` to `to`.
+    #[track_caller]
+    fn expect_error(&mut self, kind: [u8; 2], from: SocketAddr, to: SocketAddr) {
+        let packets = self.engine.drain();
+        let [error] = packets.as_slice() else { panic!("{} packets", packets.len()) };
+        assert!(icmp_checksum_is_right(error));
+        let (sender, receiver, start) = packet::addresses(error);
+        assert_eq!(receiver, from.ip(), "from {sender}");
+        assert_eq!(error[start..start + 2], kind);
+        let quoted = &error[start + 8..];
+        let (source, destination, ports) = packet::addresses(quoted);
+        assert_eq!((source, destination), (from.ip(), to.ip()));
+        assert_eq!(quoted[ports..ports + 2], from.port().to_be_bytes());
+        assert_eq!(quoted[ports + 2..ports + 4], to.port().to_be_bytes());
+    }
+}
+
+/// ICMP for IPv4 has no pseudo header in its checksum (RFC 792), unlike everything else.
+fn icmp_checksum_is_right(packet: &[u8]) -> bool {
+    match packet::addresses(packet) {
+        (IpAddr::V4(_), _, start) => {
+            internet_checksum(&packet[..start]) == 0 && internet_checksum(&packet[start..]) == 0
+        }
+        (IpAddr::V6(_), ..) => packet::checksum_is_right(packet),
+    }
+}
+
+const INSTANT: Duration = Duration::from_millis(1);
+
+#[test]
+fn a_peer_lives_as_long_as_its_port_lets_it_idle() {
+    for family in families() {
+        for (port, idle) in [(53, 10), (123, 10), (443, 180), (54, 180)] {
+            let mut bench = Bench::new(family);
+            let to = bench.host(port);
+            let mapping = bench.open(40_000, to);
+            bench.after(seconds(idle) - INSTANT);
+            assert_eq!(bench.living(), (1, 0), "{to}");
+            assert!(bench.reply(mapping, to), "{to}");
+            bench.after(seconds(idle) - INSTANT);
+            assert_eq!(bench.living(), (1, 0), "{to}: a reply is a use");
+            bench.after(INSTANT);
+            assert_eq!(bench.living(), (0, 0), "{to}");
+            assert_eq!(bench.closed(), [(to, CloseReason::Idle)]);
+            assert!(!bench.reply(mapping, to), "{to}: the mapping is gone");
+        }
+    }
+}
+
+#[test]
+fn each_peer_of_a_mapping_idles_for_itself() {
+    for family in families() {
+        let mut bench = Bench::new(family);
+        let (query, stream) = (bench.host(53), bench.host(443));
+        let mapping = bench.open(40_000, stream);
+        assert_eq!(bench.open(40_000, query), mapping, "one mapping for one source port");
+        bench.after(seconds(10));
+        assert_eq!(bench.closed(), [(query, CloseReason::Idle)]);
+        assert!(!bench.reply(mapping, query));
+        assert!(bench.reply(mapping, stream));
+    }
+}
+
+#[test]
+fn the_least_recently_used_mapping_gives_way() {
+    for family in families() {
+        let limits = Limits { udp_mappings: 3, ..Limits::default() };
+        let mut bench = Bench::with(family, allow_all(), limits);
+        let to = bench.host(443);
+        let mappings = [40_001, 40_002, 40_003].map(|port| {
+            bench.after(seconds(1));
+            bench.open(port, to)
+        });
+        bench.after(seconds(1));
+        bench.open(40_001, to);
+        bench.after(seconds(1));
+        assert!(bench.reply(mappings[1], to));
+        bench.after(seconds(1));
+        bench.open(40_004, to);
+        assert_eq!(bench.living(), (3, 0));
+        let [gone] = bench.engine.records.as_slice() else { panic!("{:?}", bench.engine.records) };
+        assert_eq!((gone.source.port(), gone.close), (40_003, CloseReason::Evicted));
+        assert_eq!(bench.dropped(DropReason::MappingLimit), 1);
+        assert!(!bench.reply(mappings[2], to));
+        assert!(bench.reply(mappings[0], to) && bench.reply(mappings[1], to));
+    }
+}
+
+#[test]
+fn the_pods_least_recently_used_peer_gives_way() {
+    for family in families() {
+        let limits = Limits { udp_peers: 3, ..Limits::default() };
+        let mut bench = Bench::with(family, allow_all(), limits);
+        let [first, second, third, fourth] = [1_001, 1_002, 1_003, 1_004].map(|port| bench.host(port));
+        let shared = bench.open(40_000, first);
+        bench.after(seconds(1));
+        bench.open(40_000, second);
+        bench.after(seconds(1));
+        let lone = bench.open(40_001, third);
+        bench.after(seconds(1));
+        assert!(bench.reply(shared, first), "a reply is a use");
+        bench.open(40_000, fourth);
+        assert_eq!(bench.closed(), [(second, CloseReason::Evicted)]);
+        assert!(!bench.reply(shared, second));
+        bench.after(seconds(1));
+        bench.open(40_000, second);
+        assert_eq!(bench.closed()[1..], [(third, CloseReason::Evicted)]);
+        assert_eq!(bench.living(), (1, 0), "a mapping goes with its last peer");
+        assert!(!bench.reply(lone, third));
+        assert_eq!(bench.engine.stack.counters().udp_evictions, 2);
+        assert!([first, second, fourth].into_iter().all(|peer| bench.reply(shared, peer)));
+    }
+}
+
+#[test]
+fn a_stranger_gets_nothing_in() {
+    for family in families() {
+        let mut bench = Bench::new(family);
+        let peer = bench.host(443);
+        let mapping = bench.open(40_000, peer);
+        for stranger in [bench.host(444), SocketAddr::new(family.other, 443)] {
+            assert!(!bench.reply(mapping, stranger), "{stranger}");
+        }
+        assert_eq!(bench.dropped(DropReason::UnsolicitedReply), 2);
+        assert!(bench.reply(mapping, peer));
+        assert_eq!(bench.dropped(DropReason::UnsolicitedReply), 2);
+    }
+}
+
+#[test]
+fn echo_flows_are_counted_and_idle() {
+    for family in families() {
+        let limits = Limits { echo_flows: 2, ..Limits::default() };
+        let mut bench = Bench::with(family, allow_all(), limits);
+        let first = bench.ping(family.host, 1).expect("a flow");
+        bench.ping(family.other, 1).expect("another destination is another flow");
+        assert_eq!(bench.ping(family.host, 2), None);
+        assert_eq!(bench.dropped(DropReason::EchoLimit), 1);
+        bench.after(seconds(20));
+        assert_eq!(bench.ping(family.host, 1), Some(first), "its flow is there");
+        bench.after(seconds(10));
+        assert_eq!(bench.living(), (0, 1));
+        bench.ping(family.host, 2).expect("there is room again");
+        bench.after(seconds(20) - INSTANT);
+        assert_eq!(bench.living(), (0, 2));
+        bench.after(INSTANT);
+        assert_eq!(bench.living(), (0, 1));
+        let idle = |host| (SocketAddr::new(host, 0), CloseReason::Idle);
+        assert_eq!(bench.closed(), [idle(family.other), idle(family.host)]);
+    }
+}
+
+#[test]
+fn a_new_policy_ends_what_it_refuses() {
+    for family in families() {
+        let mut bench = Bench::new(family);
+        let to = bench.host(443);
+        let mapping = bench.open(40_000, to);
+        bench.ping(family.host, 1).expect("a flow");
+        bench.set_policy(allow_all());
+        assert_eq!(bench.living(), (1, 1), "what is still allowed goes on");
+        assert!(bench.reply(mapping, to));
+        bench.set_policy(deny_all());
+        assert_eq!(bench.living(), (0, 0));
+        let ended = |to| (to, CloseReason::PolicyChanged);
+        assert_eq!(bench.closed(), [ended(to), ended(SocketAddr::new(family.host, 0))]);
+        assert!(!bench.reply(mapping, to));
+        assert_eq!(bench.send(40_000, to), None);
+    }
+}
+
+#[test]
+fn the_pod_is_told_of_a_port_nobody_listens_on() {
+    for family in families() {
+        let mut bench = Bench::new(family);
+        let (closed, open) = (bench.host(9), bench.host(443));
+        let mapping = bench.open(40_000, closed);
+        bench.open(40_000, open);
+        bench.engine.stack.udp_failed(bench.now, mapping, closed, DialFailure::Refused);
+        bench.engine.settle(bench.now);
+        let pod = bench.pod(40_000);
+        bench.expect_error(family.port_unreachable, pod, closed);
+        assert_eq!(bench.closed(), [(closed, CloseReason::Refused)]);
+        assert!(bench.reply(mapping, open), "the mapping's other peer goes on");
+    }
+}
+
+#[test]
+fn the_pod_is_told_of_a_refusal_by_policy() {
+    for family in families() {
+        let mut bench = Bench::with(family, deny_all(), Limits::default());
+        let (pod, to) = (bench.pod(40_000), bench.host(443));
+        assert_eq!(bench.send(40_000, to), None);
+        bench.expect_error(family.prohibited, pod, to);
+        assert_eq!(bench.closed(), [(to, CloseReason::Denied)]);
+        assert_eq!((bench.living(), bench.dropped(DropReason::Policy)), ((0, 0), 1));
+    }
+}
