@@ -4,7 +4,7 @@
 set -eu
 
 cd "$(dirname "$0")/.."
-banned='tokio|kube|kube-.*|k8s-openapi|nix|libc|mio|rustix|socket2|tun-rs|rtnetlink|netlink-.*|notify|getrandom|rand|async-.*'
+banned='tokio|kube|kube-.*|k8s-openapi|nix|libc|mio|rustix|socket2|tun-rs|rtnetlink|netlink-.*|notify|getrandom|rand|fastrand|async-.*'
 status=0
 
 for crate in policy datapath; do
@@ -17,7 +17,8 @@ for crate in policy datapath; do
         done
         status=1
     fi
-    for method in std::time::Instant::now std::time::SystemTime::now std::env::var; do
+    for method in std::time::Instant::now std::time::SystemTime::now std::env::var std::env::var_os \
+        std::fs::read std::fs::File::open std::net::UdpSocket::bind std::process::Command::new std::thread::spawn; do
         grep -qs "$method" "crates/$crate/clippy.toml" || {
             echo "purity: crates/$crate/clippy.toml must disallow $method" >&2
             status=1
