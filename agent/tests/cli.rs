@@ -91,7 +91,11 @@ fn the_manual_is_readable_for_man() {
     for entry in fs::read_dir(folder.path()).unwrap() {
         let path = entry.unwrap().path();
         let output = Command::new("man").args(["--warnings", "-E", "UTF-8", "-l"]).arg(&path).output();
-        let Ok(output) = output else { return eprintln!("skipped: there is no man") };
+        let output = match output {
+            Ok(output) => output,
+            Err(error) if tunproxy_testkit::may_skip() => return eprintln!("skipped: no man: {error}"),
+            Err(error) => panic!("man: {error}; scripts/setup.sh installs it"),
+        };
         assert!(output.status.success(), "{}", path.display());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(said, "", "{}", path.display());

@@ -21,5 +21,5 @@ pub use agent::{AgentOptions, AgentProcess};
 pub use binaries::Program;
 pub use cni::{Attachment, CniNetwork, MainPlugin, PodIdentity};
 pub use netns::Namespace;
-pub use privilege::root_or_skip;
+pub use privilege::{may_skip, root_or_skip};
 pub use topology::{Host, Topology, Wire};
