@@ -81,6 +81,8 @@ pub struct Engine {
     /// Largest write an upstream takes at once.
     pub appetite: usize,
     pub datagrams: Vec<(SocketAddr, Vec<u8>)>,
+    /// Segments of a simulated pod that closed its window.
+    pub zero_windows: u64,
     out: VecDeque<Vec<u8>>,
     epoch: Wall,
     open: HashSet<FlowId>,
@@ -101,6 +103,7 @@ impl Engine {
             script: Box::new(Upstream::default),
             appetite: usize::MAX,
             datagrams: Vec::new(),
+            zero_windows: 0,
             out: VecDeque::new(),
             epoch,
             open: HashSet::new(),
@@ -279,6 +282,7 @@ impl Engine {
 impl PacketPeer for Engine {
     fn handle(&mut self, now: Wall, packet: &[u8]) {
         let now = self.time(now);
+        self.zero_windows += u64::from(closes_the_window(packet));
         self.inject(now, packet);
     }
 
@@ -295,6 +299,12 @@ impl PacketPeer for Engine {
         let since = (at - Instant::from_micros(1_000_000)).total_micros();
         Some(self.epoch + std::time::Duration::from_micros(since))
     }
+}
+
+/// A TCP segment with a window of zero, and not a reset, whose window says nothing.
+fn closes_the_window(packet: &[u8]) -> bool {
+    let header = &packet[packet::addresses(packet).2..];
+    header[13] & packet::flags::RST == 0 && header[14..16] == [0, 0]
 }
 
 /// Half a megabyte at most of octets that differ from place to place.
