@@ -59,21 +59,31 @@ fn with(rules: Vec<Rule<EgressAction>>, names: &[&str]) -> Script {
     s
 }
 
-/// Lets the pod ask the trusted resolver for `name`, which answers with the shared address.
-fn resolve(s: &mut Script, name: &str) {
+/// A query for `name`, and the answer that it has the shared address.
+fn conversation(name: &str) -> (Vec<u8>, Vec<u8>) {
     let question: Vec<u8> = name
         .split('.')
         .flat_map(|label| std::iter::once(label.len() as u8).chain(label.bytes()))
         .chain([0, 0, 1, 0, 1])
         .collect();
     let query = [&[0, 9, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], &question].concat();
-    let resolver: SocketAddr = RESOLVER.parse().expect("an address");
+    let answer = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1];
+    let response = [&[0, 9, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0][..], &question, &answer].concat();
+    (query, response)
+}
+
+/// Lets the pod ask the trusted resolver for `name`, which answers with the shared address.
+fn resolve(s: &mut Script, name: &str) {
+    resolve_with(s, RESOLVER, name);
+}
+
+fn resolve_with(s: &mut Script, resolver: &str, name: &str) {
+    let (query, response) = conversation(name);
+    let resolver: SocketAddr = resolver.parse().expect("an address");
     let mapping = match s.engine.inject(s.now, &packet::udp(s.pod, resolver, &query)) {
         tunproxy_datapath::Input::Datagram { mapping, .. } => mapping,
         other => panic!("the resolver is allowed, not {other:?}"),
     };
-    let answer = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1];
-    let response = [&[0, 9, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0][..], &question, &answer].concat();
     s.engine.stack.udp_reply(s.now, mapping, resolver, &response).expect("the pod asked");
 }
 
@@ -127,6 +137,50 @@ fn an_address_without_a_name_is_refused() {
     let mut s = with(vec![rule(EgressAction::Allow, &["good.example"], None)], &[]);
     s.pod(syn());
     s.expect(RST | ACK).seq(0).ack(1);
+}
+
+/// The pod may ask whom it likes where the policy says so; only a trusted answer binds a name to an address.
+#[test]
+fn an_untrusted_resolver_teaches_no_name() {
+    let elsewhere = Rule {
+        to: vec![Destination::Networks {
+            networks: vec!["203.0.113.53/32".parse().expect("a network")],
+            except: Vec::new(),
+        }],
+        ..rule(EgressAction::Allow, &[], None)
+    };
+    let good = rule(EgressAction::Allow, &["good.example"], None);
+    let mut s = with(vec![good, elsewhere], &[]);
+    resolve_with(&mut s, "203.0.113.53:53", "good.example");
+    s.pod(syn());
+    s.expect(RST | ACK).seq(0).ack(1);
+    s.begin_anew(7_000_000);
+    resolve(&mut s, "good.example");
+    s.connect(syn());
+}
+
+/// RFC 7766: two octets of length before each message, which may come in any pieces.
+#[test]
+fn a_trusted_answer_over_tcp_teaches_a_name() {
+    let (query, response) = conversation("good.example");
+    let framed = |message: &[u8]| [&(message.len() as u16).to_be_bytes(), message].concat();
+    let mut s = with(vec![rule(EgressAction::Allow, &["good.example"], None)], &[]);
+    let web = s.remote;
+    s.remote = RESOLVER.parse().expect("an address");
+    s.connect(syn());
+    let query = framed(&query);
+    s.pod(data(1, 1, &query));
+    s.upstream_got(&query);
+    let response = framed(&response);
+    for piece in [&response[..1], &response[1..20], &response[20..]] {
+        s.upstream_sends(piece);
+    }
+    s.remote = web;
+    s.reconnect_from(40_001, 5_000_000);
+    s.all();
+    s.connect(syn());
+    let last = s.engine.connects.last().expect("a connect");
+    assert_eq!(last.2.as_deref(), Some("good.example"));
 }
 
 #[test]
