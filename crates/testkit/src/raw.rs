@@ -28,7 +28,7 @@ pub enum Pace {
 
 /// Of the smallest default buffer (212,992 octets) each small packet takes less than 1,024.
 const BURST: u64 = 64;
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Sends `packets` on `interface` and tells how many of them the interface took. A packet socket never blocks and says
 /// nothing of a full queue: without this figure, a flood of which nothing arrived would look like one that was withstood.
@@ -41,14 +41,22 @@ pub fn send_all(
     let before = transmitted(namespace, interface)?;
     let offered = RawLink::with(namespace, interface, |link| -> Result<u64> {
         let mut offered = 0;
+        // A TUN counts a packet when its owner reads it, which is later than its sending.
+        let all_taken = |offered: u64| {
+            let taken = || transmitted(namespace, interface).is_ok_and(|now| now >= before + offered);
+            wait::until_true(format!("{interface} to take {offered} packets"), PATIENCE, taken)
+        };
         for packet in packets.into_iter().filter(|packet| !packet.is_empty()) {
             link.send(&packet);
             offered += 1;
             if pace == Pace::AsTaken && offered % BURST == 0 {
-                let taken = || transmitted(namespace, interface).is_ok_and(|now| now >= before + offered);
-                wait::until_true(format!("{interface} to take {offered} packets"), PATIENCE, taken)?;
+                all_taken(offered)?;
             }
         }
+        all_taken(match pace {
+            Pace::AsTaken => offered,
+            Pace::Flood => offered.min(1),
+        })?;
         Ok(offered)
     })??;
     Ok(Sent { offered, carried: transmitted(namespace, interface)? - before })
