@@ -107,22 +107,20 @@ impl Policies {
         &self.settings.paths
     }
 
-    /// What holds for a pod with `workload` now.
+    /// What holds for a pod with `workload` now, all of it from one generation.
     pub fn rules_for(&self, workload: &Workload) -> PodRules {
-        let current = self.current();
-        PodRules {
-            policy: self.for_workload(workload),
-            resolvers: current.as_ref().map(|generation| generation.resolvers.clone()).unwrap_or_default(),
-            direct: current.map(|generation| generation.direct.clone()).unwrap_or_default(),
+        match self.current() {
+            Some(generation) => PodRules {
+                policy: Arc::new(generation.set.for_workload(workload)),
+                resolvers: generation.resolvers.clone(),
+                direct: generation.direct.clone(),
+            },
+            None => PodRules {
+                policy: Arc::new(WorkloadPolicy::deny_all(DenyReason::NoPolicy)),
+                resolvers: Arc::default(),
+                direct: Arc::default(),
+            },
         }
-    }
-
-    /// What holds for `workload` now.
-    pub fn for_workload(&self, workload: &Workload) -> Arc<WorkloadPolicy> {
-        Arc::new(match self.current() {
-            Some(generation) => generation.set.for_workload(workload),
-            None => WorkloadPolicy::deny_all(DenyReason::NoPolicy),
-        })
     }
 
     fn last(&self) -> MutexGuard<'_, LastReading> {

@@ -29,7 +29,8 @@ fn policies(path: &Path, upstream: &str) -> Policies {
 fn decide(policies: &Policies, port: u16) -> Decision {
     let query =
         FlowQuery { protocol: Protocol::Tcp, destination: "192.0.2.1".parse().unwrap(), port, names: &[] };
-    policies.for_workload(&Workload { namespace: "shop".into(), ..Workload::default() }).decide(&query)
+    let workload = Workload { namespace: "shop".into(), ..Workload::default() };
+    policies.rules_for(&workload).policy.decide(&query)
 }
 
 fn denied(policies: &Policies, port: u16) -> Option<DenyReason> {
