@@ -68,6 +68,7 @@ impl World {
             resolvers: Arc::from([IpAddr::from([10, 96, 0, 10])]),
             dns_alias: None,
             policy: policy(NodeDefault::Allow),
+            direct: Arc::default(),
             record_begin: true,
             seed: [3; 16],
         };

@@ -73,7 +73,7 @@ impl Pod {
         let mut seed = [0; 16];
         rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
         let PodRules { policy, resolvers, direct } = config.rules;
-        let mut stack = Stack::new(StackConfig {
+        let stack = Stack::new(StackConfig {
             addresses: config.addresses,
             mtu: config.mtu,
             offload: config.vnet_header,
@@ -82,9 +82,9 @@ impl Pod {
             resolvers,
             dns_alias: config.dns_alias,
             policy,
+            direct,
             seed,
         });
-        stack.set_direct(direct);
         Ok(Self {
             index,
             id: config.id,

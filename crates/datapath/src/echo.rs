@@ -169,10 +169,7 @@ impl Echo {
     }
 
     pub(crate) fn reevaluate(&mut self, sh: &mut Shared, now: Instant) {
-        let refused = |flow: &Flow| {
-            let permit = sh.still_allowed(&flow.permit, Protocol::Icmp, flow.key.ends().1);
-            !permit.is_ok_and(|permit| sh.is_direct(&permit) && permit.upstream() == flow.permit.upstream())
-        };
+        let refused = |flow: &Flow| !sh.still_carried(&flow.permit, Protocol::Icmp, flow.key.ends().1);
         let ids: Vec<_> =
             self.flows.iter().filter(|(_, flow)| refused(flow)).map(|(_, flow)| flow.id).collect();
         for id in ids {

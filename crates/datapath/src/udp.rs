@@ -293,11 +293,7 @@ impl Udp {
     }
 
     pub(crate) fn reevaluate(&mut self, sh: &mut Shared, now: Instant) {
-        let refused = |sh: &Shared, peer: &Peer| {
-            let permit = sh.still_allowed(&peer.permit, Protocol::Udp, peer.facing);
-            // Another upstream cannot take over a datagram flow; it begins anew.
-            !permit.is_ok_and(|permit| sh.is_direct(&permit) && permit.upstream() == peer.permit.upstream())
-        };
+        let refused = |sh: &Shared, peer: &Peer| !sh.still_carried(&peer.permit, Protocol::Udp, peer.facing);
         self.remove_peers(sh, now, CloseReason::PolicyChanged, refused);
     }
 

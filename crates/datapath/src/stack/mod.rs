@@ -45,6 +45,8 @@ pub struct StackConfig {
     pub resolvers: Arc<[IpAddr]>,
     pub dns_alias: Option<DnsAlias>,
     pub policy: Arc<WorkloadPolicy>,
+    /// Upstreams that the node itself carries, beside the one named `direct`.
+    pub direct: Arc<HashSet<UpstreamRef>>,
     /// Tell of flows when they begin too ([`Action::Begin`]).
     pub record_begin: bool,
     /// Keys the flow tables and the initial sequence numbers; from the system's random source.
@@ -385,10 +387,10 @@ impl Stack {
         self.shared.set_resolvers(resolvers);
     }
 
-    /// From now on, the node itself carries these upstreams, beside the one named `direct`; takes effect on live flows with
+    /// Other upstreams that the node itself carries (see [`StackConfig::direct`]) from now on; takes effect on live flows with
     /// [`Stack::set_policy`].
     pub fn set_direct(&mut self, upstreams: Arc<HashSet<UpstreamRef>>) {
-        self.shared.direct = upstreams;
+        self.shared.config.direct = upstreams;
     }
 
     /// Puts another policy in force: what it no longer allows ends now.

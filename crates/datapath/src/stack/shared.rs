@@ -1,11 +1,11 @@
 //! What the protocols of one stack share: configuration, leases, and what goes out.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use smoltcp::time::Instant;
-use tunproxy_policy::{Decision, FlowQuery, Permit, Protocol, Refusal, UpstreamRef};
+use tunproxy_policy::{Decision, FlowQuery, Permit, Protocol, Refusal};
 
 use super::refusals::Refusals;
 use super::{Action, StackConfig, Target, may_answer};
@@ -27,8 +27,6 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     pub(crate) actions: VecDeque<Action>,
     pub(crate) control: VecDeque<Vec<u8>>,
-    /// Upstreams that the node itself carries, beside `direct`.
-    pub(crate) direct: Arc<HashSet<UpstreamRef>>,
     refusals: Refusals,
     errors: Budget,
     challenges: Budget,
@@ -39,7 +37,6 @@ impl Shared {
         let rate = config.limits.errors_per_second;
         Self {
             leases: Leases::new(hasher.clone(), config.limits.leases),
-            direct: Arc::default(),
             refusals: Refusals::new(hasher.clone(), config.limits.refusals_per_second),
             config,
             hasher,
@@ -80,6 +77,12 @@ impl Shared {
         settle(self.config.policy.decide(&query))
     }
 
+    /// Whether a datagram flow that lives under `permit` goes on: another upstream cannot take it over, it begins anew.
+    pub(crate) fn still_carried(&self, permit: &Permit, protocol: Protocol, destination: SocketAddr) -> bool {
+        let now = self.still_allowed(permit, protocol, destination);
+        now.is_ok_and(|now| self.is_direct(&now) && now.upstream() == permit.upstream())
+    }
+
     /// Where a permitted flow is connected.
     pub(crate) fn target(&self, permit: &Permit, destination: SocketAddr) -> Target {
         Target { destination, dial: self.dial_address(destination), name: permit.name().cloned() }
@@ -102,7 +105,7 @@ impl Shared {
 
     /// Whether the node itself carries what this permit allows, datagrams too.
     pub(crate) fn is_direct(&self, permit: &Permit) -> bool {
-        permit.upstream().is_direct() || self.direct.contains(permit.upstream())
+        permit.upstream().is_direct() || self.config.direct.contains(permit.upstream())
     }
 
     pub(crate) fn set_resolvers(&mut self, resolvers: Arc<[IpAddr]>) {

@@ -39,6 +39,7 @@ pub fn config(policy: Arc<WorkloadPolicy>) -> StackConfig {
         resolvers: Arc::from([IpAddr::from([10, 96, 0, 10])]),
         dns_alias: None,
         policy,
+        direct: Arc::default(),
         record_begin: true,
         seed: [7; 16],
     }
