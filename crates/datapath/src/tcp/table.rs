@@ -3,33 +3,29 @@
 //! A flow's life: SYN -> policy -> [`Action::Connect`] (the SYN is held) -> the upstream connected -> SYN|ACK ->
 //! relay -> closed from either side, or both. A refused, unreachable or silent upstream is mirrored to the pod.
 
+mod arrivals;
 mod invariants;
 mod names;
 mod replies;
 mod upstream;
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
 
 use slab::Slab;
 use smoltcp::time::{Duration, Instant};
-use tunproxy_policy::{Decision, Permit, Protocol};
 
-use self::replies::{head_alone, refuse, reset_for_syn, reset_stray, send_alone, send_reset};
-use super::flow::{Events, State, Syn};
-use super::segment::{Outgoing, Segment};
+use self::replies::{head_alone, reset_for_syn, send_alone, send_reset};
+use super::flow::{Events, State};
+use super::segment::Outgoing;
 use super::seq::Seq;
-use super::slot::{Body, Held, Meta, Open, Slot, Upstream};
-use super::time_wait::{TimeWait, Verdict};
-use crate::buffer::PacketBuf;
-use crate::counters::DropReason;
+use super::slot::{Body, Open, Slot, Upstream};
+use super::time_wait::TimeWait;
 use crate::emit::Head;
 use crate::key::{Ends, FlowId, KeyedState};
 use crate::limits::Limits;
 use crate::record::CloseReason;
 use crate::stack::{Action, Cx, Shared, Transmit};
 use crate::timer::Timers;
-use crate::view::{self, Packet};
 
 /// Octets of an IP packet; a super-segment's payload and headers fit in it.
 const MAX_PACKET: usize = 65_535;
@@ -101,134 +97,6 @@ impl Tcp {
 
     fn open_mut(&mut self, id: FlowId) -> Option<&mut Open> {
         self.slot_mut(id).and_then(Slot::open_mut)
-    }
-
-    // --- packets of the pod ---
-
-    pub(crate) fn handle_packet(
-        &mut self,
-        sh: &mut Shared,
-        cx: &mut Cx<'_>,
-        packet: &Packet,
-        buffer: &mut PacketBuf,
-    ) -> Result<(), DropReason> {
-        let (ends, segment) = {
-            let tcp = view::tcp(packet, buffer.bytes())?;
-            let pod = SocketAddr::new(packet.source, tcp.src_port());
-            let remote = SocketAddr::new(packet.destination, tcp.dst_port());
-            (Ends::new(pod, remote), Segment::new(&tcp, packet.transport.start, packet.transport.len()))
-        };
-        let Some(&slot) = self.by_ends.get(&ends) else {
-            return self.handle_unknown(sh, cx, ends, &segment);
-        };
-        let slot = &mut self.slots[slot as usize];
-        slot.meta.packets_sent += 1;
-        let id = slot.id;
-        match &mut slot.body {
-            Body::Held(held) => {
-                let syn = held.syn;
-                self.handle_while_held(sh, cx, id, &segment, syn);
-            }
-            Body::Open(open) => {
-                let events = open.flow.handle(cx.now, cx.pool, buffer, &segment);
-                self.after_events(sh, cx, id, events);
-            }
-        }
-        Ok(())
-    }
-
-    /// A segment for a flow whose upstream has not connected: its SYN again, or a change of mind.
-    fn handle_while_held(
-        &mut self,
-        sh: &mut Shared,
-        cx: &mut Cx<'_>,
-        id: FlowId,
-        segment: &Segment,
-        syn: Syn,
-    ) {
-        if segment.rst {
-            if segment.seq == syn.seq || segment.seq == syn.seq + 1 {
-                self.remove(sh, cx, id, CloseReason::Abandoned, Leave::Abort);
-            }
-        } else if segment.syn && segment.ack.is_none() && !segment.fin {
-            // The same SYN joins the pending connect; one with another number replaces it.
-            if let Some(Body::Held(held)) = self.slot_mut(id).map(|slot| &mut slot.body) {
-                held.syn = Syn { seq: segment.seq, window: segment.window, options: segment.options };
-            }
-        } else if segment.ack.is_some()
-            && let Some(slot) = self.slot(id)
-        {
-            let ends = slot.ends;
-            reset_stray(sh, cx.now, &ends, segment);
-        }
-    }
-
-    fn handle_unknown(
-        &mut self,
-        sh: &mut Shared,
-        cx: &mut Cx<'_>,
-        ends: Ends,
-        segment: &Segment,
-    ) -> Result<(), DropReason> {
-        match self.time_wait.handle(cx.now, &ends, segment) {
-            Verdict::Answer(outgoing) => {
-                send_alone(sh, &ends, &outgoing);
-                return Ok(());
-            }
-            Verdict::Ignore => return Ok(()),
-            Verdict::Reuse | Verdict::Unknown => {}
-        }
-        if segment.syn && segment.ack.is_none() && !segment.rst && !segment.fin {
-            return self.handle_syn(sh, cx, ends, segment);
-        }
-        if segment.ack.is_some() && !segment.rst {
-            reset_stray(sh, cx.now, &ends, segment);
-        }
-        Err(DropReason::NoFlow)
-    }
-
-    fn handle_syn(
-        &mut self,
-        sh: &mut Shared,
-        cx: &mut Cx<'_>,
-        ends: Ends,
-        segment: &Segment,
-    ) -> Result<(), DropReason> {
-        let (permit, fallback) = match sh.decide(cx.now, Protocol::Tcp, ends.remote()) {
-            Decision::Allow(permit) => (permit, None),
-            Decision::ByName { provisional, fallback } => (provisional, Some(fallback)),
-            Decision::Deny(refusal) => {
-                refuse(sh, cx.now, &ends, segment, refusal);
-                return Err(DropReason::Policy);
-            }
-        };
-        // A full table drops the SYN, as a full accept queue does: the pod's next try may find room.
-        if self.pending >= sh.config.limits.pending {
-            return Err(DropReason::PendingLimit);
-        }
-        if self.half_open >= sh.config.limits.half_open {
-            return Err(DropReason::HalfOpenLimit);
-        }
-        if self.slots.len() >= sh.config.limits.flows {
-            reset_stray(sh, cx.now, &ends, segment);
-            return Err(DropReason::FlowLimit);
-        }
-        let syn = Syn { seq: segment.seq, window: segment.window, options: segment.options };
-        self.hold(sh, cx, ends, Held { syn, fallback }, permit);
-        Ok(())
-    }
-
-    fn hold(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, ends: Ends, held: Held, permit: Permit) {
-        self.generation = self.generation.wrapping_add(1);
-        let entry = self.slots.vacant_entry();
-        let id = FlowId { slot: entry.key() as u32, generation: self.generation };
-        let target = sh.target(&permit, ends.remote());
-        sh.actions.push_back(Action::Connect { flow: id, permit: permit.clone(), target });
-        let mut slot = Slot::new(id, ends, Meta::new(cx.now, permit), held);
-        arm(&mut self.timers, &mut slot);
-        entry.insert(Box::new(slot));
-        self.by_ends.insert(ends, id.slot);
-        self.pending += 1;
     }
 
     // --- what a segment or a timer led to ---
