@@ -61,7 +61,7 @@ pub enum PluginError {
 }
 
 /// Codes below 100 are the specification's, from 100 on they are ours.
-mod code {
+pub mod code {
     pub const INCOMPATIBLE_VERSION: u64 = 1;
     pub const UNKNOWN_CONTAINER: u64 = 3;
     pub const INVALID_ENVIRONMENT: u64 = 4;

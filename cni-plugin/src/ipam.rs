@@ -16,12 +16,9 @@ use serde_json::Value;
 use tunproxy_ipc::AttachmentKey;
 
 use crate::deadline::Deadline;
-use crate::error::PluginError;
+use crate::error::{PluginError, code};
 use crate::invocation::Environment;
 use crate::version::CniVersion;
-
-/// The specification's code for a `cniVersion` that a plugin does not speak.
-const INCOMPATIBLE_VERSION: u64 = 1;
 
 /// Longest answer that is read.
 const MAX_OUTPUT: u64 = 1 << 20;
@@ -81,7 +78,7 @@ impl<'a> Ipam<'a> {
         let suspect = match (&result, call) {
             // To a verb that it does not know an older plugin says anything, host-local that a container's id is missing.
             (Err(PluginError::Ipam { .. }), Call::Gc | Call::Status) => true,
-            (Err(PluginError::Ipam { code, .. }), _) => *code == INCOMPATIBLE_VERSION,
+            (Err(PluginError::Ipam { code: said, .. }), _) => *said == code::INCOMPATIBLE_VERSION,
             _ => false,
         };
         if !suspect {
