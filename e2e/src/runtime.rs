@@ -23,18 +23,11 @@ pub fn tool(name: &str) -> Result<PathBuf> {
         .with_context(|| format!("{name} is not built; run scripts/runtime-tools.sh (make e2e does)"))
 }
 
-/// `cnitool VERB` for the namespace `pod`, run in `node`, with the network's list in the given CNI version.
-pub fn cnitool(
-    node: &Namespace,
-    network: &CniNetwork,
-    version: &str,
-    verb: &str,
-    pod: &Namespace,
-) -> Result<String> {
+/// `cnitool VERB` for the namespace `pod`, run in `node`.
+pub fn cnitool(node: &Namespace, network: &CniNetwork, verb: &str, pod: &Namespace) -> Result<String> {
     let directory = tempfile::tempdir()?;
-    let mut document = network.conflist();
-    document["cniVersion"] = version.into();
-    fs::write(directory.path().join("10-network.conflist"), document.to_string())?;
+    network.write_conflist(directory.path())?;
+    let document = network.conflist();
     let name = document["name"].as_str().context("a network without name")?;
     let mut command = node.command(tool("cnitool")?);
     command.arg(verb).arg(name).arg(pod.path());

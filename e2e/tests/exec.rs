@@ -192,7 +192,7 @@ fn as_an_ordinary_user() {
 /// Everything that runs of `exec` could leave, seen from outside.
 #[derive(Debug, PartialEq, Eq)]
 struct Traces {
-    links: usize,
+    links: BTreeSet<String>,
     processes: usize,
     mounts: usize,
     /// Network namespaces of the processes that run with our TMPDIR.
@@ -206,7 +206,7 @@ impl Traces {
         let node = &lab.world.topology.node;
         let files = std::fs::read_dir(temporary).unwrap();
         Self {
-            links: node.ip_json("link").unwrap().as_array().map_or(0, Vec::len),
+            links: node.links().unwrap(),
             processes: node.pids().len(),
             mounts: mounts(),
             namespaces: namespaces(temporary),

@@ -34,7 +34,7 @@ impl Traces {
             pods: world.agent().pods()?.len(),
             descriptors: world.agent().open_descriptors()?,
             files: world.agent().state_files(),
-            links: links(node)?,
+            links: node.links()?,
             processes: node.pids().len(),
         })
     }
@@ -46,21 +46,14 @@ impl Traces {
     }
 }
 
-fn links(namespace: &Namespace) -> Result<BTreeSet<String>> {
-    let links = namespace.ip_json("link")?;
-    let links = links.as_array().context("no list of links")?;
-    Ok(links.iter().filter_map(|link| Some(link["ifname"].as_str()?.to_owned())).collect())
-}
-
 /// Links, routing rules and routes (of every table but the kernel's own) as text, to compare.
 fn network_of(pod: &Namespace) -> Result<(BTreeSet<String>, Vec<String>)> {
-    let mut lines = Vec::new();
+    let mut lines = rules(pod)?;
     for family in ["-4", "-6"] {
-        lines.extend(pod.ip(&format!("{family} rule"))?.lines().map(ToOwned::to_owned));
         let routes = pod.ip(&format!("{family} route show table all"))?;
         lines.extend(routes.lines().filter(|line| !line.contains("table local")).map(ToOwned::to_owned));
     }
-    Ok((links(pod)?, lines))
+    Ok((pod.links()?, lines))
 }
 
 fn code(error: &anyhow::Error) -> Option<(&str, i64)> {
@@ -119,7 +112,7 @@ fn thirty_pods_at_once() {
     report.row("30 DELs at once leave the pods' namespaces empty", || {
         at_once(std::mem::take(&mut pods), |mut pod| {
             pod.detach()?;
-            let left = links(pod.pod())?;
+            let left = pod.pod().links()?;
             ensure!(left.len() == 1, "{left:?} in {}", pod.container());
             Ok(())
         })
@@ -243,10 +236,10 @@ fn refused_without_traces(world: &World, path: Path, code_wanted: i64) -> Result
     let pod = world.topology.pod_namespace("refused")?;
     let mut attachment =
         network.attachment(&world.topology.node, &pod, &PodIdentity::new("default", "refused", &[]));
-    let (links_before, rules_before) = (links(&pod)?, rules(&pod)?);
+    let (links_before, rules_before) = (pod.links()?, rules(&pod)?);
     let error = attachment.add().err().context("ADD succeeded")?;
     ensure!(code(&error) == Some(("tunproxy", code_wanted)), "{error:#}");
-    let mut left = links(&pod)?;
+    let mut left = pod.links()?;
     if path != Path::Standalone {
         left.remove("eth0");
     }
@@ -269,7 +262,7 @@ fn without_an_agent_nothing_is_made() {
     }
     let mut world = World::new(&WorldOptions::for_path(Path::AfterPtp)).unwrap();
     world.agent.as_mut().unwrap().kill().unwrap();
-    let before = links(&world.topology.node).unwrap();
+    let before = world.topology.node.links().unwrap();
     let mut report = Report::default();
     for path in PATHS {
         report.row(format!("{path:?}: code 11, and no traces"), || {
@@ -280,7 +273,7 @@ fn without_an_agent_nothing_is_made() {
     }
     report.row("no link is left on the node", || {
         wait::until_true("the links of before", LIMIT, || {
-            links(&world.topology.node).is_ok_and(|now| now == before)
+            world.topology.node.links().is_ok_and(|now| now == before)
         })
     });
     report.finish();

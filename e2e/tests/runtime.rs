@@ -14,7 +14,7 @@ fn under_cnitool(path: Path) {
     let world = World::new(&WorldOptions::for_path(path)).unwrap();
     let network = world.network(path).unwrap();
     let pod = world.topology.pod_namespace("cnitool").unwrap();
-    let call = |verb: &str| cnitool(&world.topology.node, &network, "1.0.0", verb, &pod);
+    let call = |verb: &str| cnitool(&world.topology.node, &network, verb, &pod);
     let mut report = Report::default();
     report.row("ADD", || {
         let result: Value = serde_json::from_str(&call("add")?)?;
@@ -26,8 +26,8 @@ fn under_cnitool(path: Path) {
     report.row("DEL", || call("del").map(drop));
     report.row("DEL again", || call("del").map(drop));
     report.row("nothing is left in the pod", || {
-        let links = pod.ip_json("link")?;
-        ensure!(links.as_array().is_some_and(|links| links.len() == 1), "{links}");
+        let links = pod.links()?;
+        ensure!(links.len() == 1, "{links:?}");
         Ok(())
     });
     report.row("no leak", || rows::no_leak(&world, path));
@@ -75,10 +75,10 @@ fn cnitool_status_and_gc() {
     }
     let path = Path::Standalone;
     let mut world = World::new(&WorldOptions::for_path(path)).unwrap();
-    let network = world.network(path).unwrap();
+    let network = world.network(path).unwrap().with_version("1.1.0");
     let pod = world.topology.pod_namespace("cnitool11").unwrap();
     let node = std::sync::Arc::clone(&world.topology.node);
-    let call = |verb: &str| cnitool(&node, &network, "1.1.0", verb, &pod);
+    let call = |verb: &str| cnitool(&node, &network, verb, &pod);
     let mut report = Report::default();
     report.row("STATUS of a ready agent", || call("status").map(drop));
     report.row("ADD", || {
@@ -114,7 +114,7 @@ fn under_containerd(path: Path) {
     }
     let world = World::new(&WorldOptions::for_path(path)).unwrap();
     let network = world.network(path).unwrap();
-    let links = || world.topology.node.ip_json("link").unwrap().as_array().unwrap().len();
+    let links = || world.topology.node.links().unwrap();
     let before = links();
     let containerd = Containerd::start(&world.topology.node, &network).unwrap();
     let (sandbox, container) = containerd.run_pod("web").unwrap();
@@ -143,7 +143,7 @@ fn under_containerd(path: Path) {
     if path != Path::AfterBridge {
         report.row("nothing is left on the node", || {
             let now = links();
-            ensure!(now == before, "{now} links, {before} before");
+            ensure!(now == before, "{now:?}, {before:?} before");
             Ok(())
         });
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tunproxy_testkit::Namespace;
+use tunproxy_testkit::cni::leases_in;
 
 use crate::agent::FakeAgent;
 
@@ -109,10 +110,7 @@ impl Node {
 
     /// Addresses that host-local has handed out.
     pub fn leases(&self) -> usize {
-        let directory = self.dir.path().join("ipam/testnet");
-        let entries = std::fs::read_dir(directory).map(Iterator::collect::<Vec<_>>).unwrap_or_default();
-        let names = entries.into_iter().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| !name.starts_with("last_reserved") && name != "lock").count()
+        leases_in(&self.dir.path().join("ipam/testnet")).len()
     }
 
     /// The configuration of a main plugin of Debian's.

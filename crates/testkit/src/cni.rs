@@ -78,6 +78,7 @@ impl std::error::Error for CniError {}
 #[derive(Debug)]
 pub struct CniNetwork {
     name: String,
+    version: &'static str,
     plugins: Vec<Value>,
     path: Vec<PathBuf>,
     directory: TempDir,
@@ -88,7 +89,7 @@ impl CniNetwork {
     pub fn new(name: &str, own: Option<&Path>) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("tpt-cni-").tempdir()?;
         let path = own.map(Path::to_owned).into_iter().chain([PathBuf::from(DEBIAN_PLUGINS)]).collect();
-        Ok(Self { name: name.to_owned(), plugins: Vec::new(), path, directory })
+        Ok(Self { name: name.to_owned(), version: VERSION, plugins: Vec::new(), path, directory })
     }
 
     /// Adds a main plugin with addresses from host-local: 10.244.`index`.0/24 and fd00:244:0:`index`::/64.
@@ -100,6 +101,12 @@ impl CniNetwork {
                 "type": "bridge", "bridge": format!("tbr{index}"), "isGateway": true, "mtu": 1500, "ipam": ipam,
             }),
         });
+        self
+    }
+
+    /// Another `cniVersion` than the newest that Debian's plugins speak.
+    pub fn with_version(mut self, version: &'static str) -> Self {
+        self.version = version;
         self
     }
 
@@ -123,7 +130,7 @@ impl CniNetwork {
 
     /// The whole list, as a runtime reads it.
     pub fn conflist(&self) -> Value {
-        json!({"cniVersion": VERSION, "name": self.name, "plugins": self.plugins})
+        json!({"cniVersion": self.version, "name": self.name, "plugins": self.plugins})
     }
 
     /// Writes the list to `directory`/10-NAME.conflist.
@@ -174,10 +181,7 @@ impl CniNetwork {
 
     /// Addresses that host-local has given away and not got back.
     pub fn leases(&self) -> Vec<String> {
-        let folder = self.directory.path().join("ipam").join(&self.name);
-        let files = fs::read_dir(folder).into_iter().flatten().flatten();
-        let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
-        names.filter(|name| name != "lock" && !name.starts_with("last_reserved_ip")).collect()
+        leases_in(&self.directory.path().join("ipam").join(&self.name))
     }
 
     fn find(&self, plugin: &str) -> Result<PathBuf> {
@@ -283,7 +287,7 @@ impl Attachment {
         let kind = plugin["type"].as_str().context("a plugin without type")?;
         let mut input = plugin.clone();
         input["name"] = json!(self.network.name);
-        input["cniVersion"] = json!(VERSION);
+        input["cniVersion"] = json!(self.network.version);
         input["args"]["cni"]["labels"] = self.identity.labels_json();
         if let Some(previous) = previous {
             input["prevResult"] = previous.clone();
@@ -325,6 +329,13 @@ impl Drop for Attachment {
             eprintln!("DEL of {}: {failure:#}", self.container);
         }
     }
+}
+
+/// Addresses that host-local has given away by its files in `folder`, which is that of one network.
+pub fn leases_in(folder: &Path) -> Vec<String> {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name != "lock" && !name.starts_with("last_reserved_ip")).collect()
 }
 
 fn killed_after(command: &mut Command, input: &[u8], after: Duration) -> Result<ExitStatus> {
@@ -370,7 +381,7 @@ mod tests {
             return;
         }
         let topology = Topology::new(Wire::Veth).unwrap();
-        let before = topology.node.ip_json("link").unwrap().as_array().unwrap().len();
+        let before = topology.node.links().unwrap().len();
         for (index, main) in [MainPlugin::Ptp, MainPlugin::Bridge].into_iter().enumerate() {
             let network = Arc::new(CniNetwork::new("tkt", None).unwrap().with_main(main, index as u8));
             let pod = topology.pod_namespace("pod").unwrap();
@@ -383,10 +394,10 @@ mod tests {
                 pod.tcp_connect(address, Duration::from_secs(5)).unwrap();
             }
             attachment.detach().unwrap();
-            assert!(pod.ip_json("link").unwrap().as_array().unwrap().len() == 1, "only lo is left");
+            assert!(pod.links().unwrap().len() == 1, "only lo is left");
         }
         let _ = topology.node.ip("link del tbr1");
-        assert_eq!(topology.node.ip_json("link").unwrap().as_array().unwrap().len(), before);
+        assert_eq!(topology.node.links().unwrap().len(), before);
     }
 
     #[test]

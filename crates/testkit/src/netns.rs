@@ -1,5 +1,6 @@
 //! Network namespaces with unique names, gone on drop with every process in them.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -77,6 +78,13 @@ impl Namespace {
     /// `ip ARGUMENTS` on this namespace, split at spaces.
     pub fn ip(&self, arguments: &str) -> Result<String> {
         run(Command::new("ip").args(["-n", &self.name]).args(arguments.split_whitespace()))
+    }
+
+    /// The names of all interfaces.
+    pub fn links(&self) -> Result<BTreeSet<String>> {
+        let links = self.ip_json("link")?;
+        let links = links.as_array().context("no list of links")?;
+        links.iter().map(|link| link["ifname"].as_str().map(ToOwned::to_owned).context("no name")).collect()
     }
 
     /// `ip -j ARGUMENTS` on this namespace.
