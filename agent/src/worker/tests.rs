@@ -120,21 +120,6 @@ fn web() -> SocketAddr {
     SocketAddr::from(([198, 51, 100, 10], 443))
 }
 
-fn syn() -> Vec<u8> {
-    let mut segment = vec![0; 20];
-    segment[..2].copy_from_slice(&pod_end().port().to_be_bytes());
-    segment[2..4].copy_from_slice(&web().port().to_be_bytes());
-    (segment[12], segment[13]) = (5 << 4, 0x02);
-    (segment[14], segment[15]) = (0xff, 0xff);
-    let mut ip = packet::ip(pod_end().ip(), web().ip(), 6, &segment);
-    let sum = {
-        let pseudo = [&[10, 244, 0, 5, 198, 51, 100, 10, 0, 6, 0, 20][..], &segment].concat();
-        tunproxy_datapath::internet_checksum(&pseudo)
-    };
-    ip[20 + 16..20 + 18].copy_from_slice(&sum.to_be_bytes());
-    ip
-}
-
 #[test]
 fn a_flooding_pod_gives_the_others_their_turn() {
     let (mut bench, mut pod) = Bench::new();
@@ -156,7 +141,7 @@ fn a_flooding_pod_gives_the_others_their_turn() {
 #[test]
 fn a_dial_that_is_given_up_keeps_its_place_until_its_socket_is_gone() {
     let (mut bench, mut pod) = Bench::new();
-    bench.inject(&syn());
+    bench.inject(&packet::Tcp::syn(pod_end(), web(), 1, 1_460).build());
     bench.service(&mut pod);
     assert_eq!(bench.silent.dials.lock().unwrap().len(), 1, "{:?}", pod.stack.counters());
     assert_eq!(bench.descriptors.used(), 1);
