@@ -67,7 +67,12 @@ impl Found {
 /// The folders right below `folder` that are read with it.
 pub(crate) fn subfolders(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    entries.filter(|path| !is_hidden(path) && path.is_dir()).collect()
+    entries.filter(|path| is_subfolder(path)).collect()
+}
+
+/// Whether `path`, found in a folder, is a folder that is read with it.
+pub(crate) fn is_subfolder(path: &Path) -> bool {
+    !is_hidden(path) && path.is_dir()
 }
 
 /// Kubernetes mounts a ConfigMap as links into hidden folders; editors leave hidden files.

@@ -26,7 +26,7 @@ use tunproxy_policy::model::{
 use tunproxy_policy::{LabelSelector, UpstreamRef};
 
 pub use address::Endpoint;
-pub(crate) use files::{DEPTH, subfolders};
+pub(crate) use files::{DEPTH, is_subfolder, subfolders};
 pub use secret::Secret;
 pub use upstream::{Login, UpstreamKind, UpstreamSpec};
 pub use upstream_url::{UrlError, parse_upstream_url};

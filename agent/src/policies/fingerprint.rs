@@ -5,7 +5,7 @@ use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::documents::{DEPTH, subfolders};
+use crate::documents::{DEPTH, is_subfolder};
 
 /// What `stat` says of every file under some paths; symbolic links are followed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,11 +37,10 @@ impl Fingerprint {
 
 fn add_folder(stamps: &mut BTreeMap<PathBuf, Stamp>, folder: &Path, depth: usize) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        add(stamps, &entry.path());
-    }
-    if depth < DEPTH {
-        for below in subfolders(folder) {
-            add_folder(stamps, &below, depth + 1);
+        let path = entry.path();
+        add(stamps, &path);
+        if depth < DEPTH && is_subfolder(&path) {
+            add_folder(stamps, &path, depth + 1);
         }
     }
 }
