@@ -61,7 +61,7 @@ fn fail(error: &anyhow::Error, status: u8, no_color: bool) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// The causes in a row, as `{:#}` has them, but those that the one before ends with: many name their cause themselves.
+/// The causes in a row, as `{:#}` has them, but for those that were told already: many name their cause themselves.
 fn told(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
