@@ -27,9 +27,33 @@ struct Family {
     pod: IpAddr,
     host: IpAddr,
     other: IpAddr,
-    /// Type and code of ICMP's "port unreachable" and "administratively prohibited".
+    /// Type and code of ICMP's errors.
+    network_unreachable: [u8; 2],
+    host_unreachable: [u8; 2],
     port_unreachable: [u8; 2],
     prohibited: [u8; 2],
+    /// Type of an echo request.
+    echo_request: u8,
+}
+
+impl Family {
+    /// What the outside said, and what the pod is told: nothing at all of a time-out, which it sees for itself.
+    fn failures(&self) -> [(DialFailure, Option<[u8; 2]>, CloseReason); 7] {
+        let prohibited = Some(self.prohibited);
+        [
+            (DialFailure::Refused, Some(self.port_unreachable), CloseReason::Refused),
+            (
+                DialFailure::NetworkUnreachable,
+                Some(self.network_unreachable),
+                CloseReason::NetworkUnreachable,
+            ),
+            (DialFailure::HostUnreachable, Some(self.host_unreachable), CloseReason::HostUnreachable),
+            (DialFailure::TimedOut, None, CloseReason::TimedOut),
+            (DialFailure::Failed, prohibited, CloseReason::UpstreamFailed),
+            (DialFailure::Unsupported, prohibited, CloseReason::UpstreamUnsupported),
+            (DialFailure::Limit, prohibited, CloseReason::Limit),
+        ]
+    }
 }
 
 fn families() -> [Family; 2] {
@@ -39,15 +63,21 @@ fn families() -> [Family; 2] {
             pod: ip("10.244.0.5"),
             host: ip("192.0.2.1"),
             other: ip("192.0.2.2"),
+            network_unreachable: [3, 0],
+            host_unreachable: [3, 1],
             port_unreachable: [3, 3],
             prohibited: [3, 13],
+            echo_request: 8,
         },
         Family {
             pod: ip("fd00::5"),
             host: ip("2001:db8::1"),
             other: ip("2001:db8::2"),
+            network_unreachable: [1, 0],
+            host_unreachable: [1, 3],
             port_unreachable: [1, 4],
             prohibited: [1, 1],
+            echo_request: 128,
         },
     ]
 }
@@ -141,20 +171,36 @@ impl Bench {
         self.engine.settle(self.now);
     }
 
-    /// The one packet for the pod is an ICMP error that says `kind` and quotes a datagram from `from` to `to`.
+    /// The one packet for the pod is an ICMP error that says `kind`; the transport header that it quotes.
     #[track_caller]
-    fn expect_error(&mut self, kind: [u8; 2], from: SocketAddr, to: SocketAddr) {
+    fn error(&mut self, kind: [u8; 2], from: IpAddr, to: IpAddr) -> Vec<u8> {
         let packets = self.engine.drain();
         let [error] = packets.as_slice() else { panic!("{} packets", packets.len()) };
         assert!(icmp_checksum_is_right(error));
         let (sender, receiver, start) = packet::addresses(error);
-        assert_eq!(receiver, from.ip(), "from {sender}");
+        assert_eq!((sender, receiver), (to, from));
         assert_eq!(error[start..start + 2], kind);
         let quoted = &error[start + 8..];
-        let (source, destination, ports) = packet::addresses(quoted);
-        assert_eq!((source, destination), (from.ip(), to.ip()));
-        assert_eq!(quoted[ports..ports + 2], from.port().to_be_bytes());
-        assert_eq!(quoted[ports + 2..ports + 4], to.port().to_be_bytes());
+        let (source, destination, transport) = packet::addresses(quoted);
+        assert_eq!((source, destination), (from, to));
+        quoted[transport..].to_vec()
+    }
+
+    /// The one packet for the pod is an ICMP error that says `kind` and quotes a datagram from `from` to `to`.
+    #[track_caller]
+    fn expect_error(&mut self, kind: [u8; 2], from: SocketAddr, to: SocketAddr) {
+        let udp = self.error(kind, from.ip(), to.ip());
+        assert_eq!(udp[..2], from.port().to_be_bytes());
+        assert_eq!(udp[2..4], to.port().to_be_bytes());
+    }
+
+    /// The same about the echo request that [`Self::ping`] sent.
+    #[track_caller]
+    fn expect_echo_error(&mut self, kind: [u8; 2], to: IpAddr, identifier: u16) {
+        let Family { pod, echo_request, .. } = self.family;
+        let echo = self.error(kind, pod, to);
+        assert_eq!(echo[..2], [echo_request, 0]);
+        assert_eq!(echo[4..8], [identifier.to_be_bytes(), 1u16.to_be_bytes()].concat());
     }
 }
 
@@ -313,18 +359,42 @@ fn a_new_policy_ends_what_it_refuses() {
 }
 
 #[test]
-fn the_pod_is_told_of_a_port_nobody_listens_on() {
+fn the_pod_is_told_what_the_outside_said_of_a_datagram() {
     for family in families() {
-        let mut bench = Bench::new(family);
-        let (closed, open) = (bench.host(9), bench.host(443));
-        let mapping = bench.open(40_000, closed);
-        bench.open(40_000, open);
-        bench.engine.stack.udp_failed(bench.now, mapping, closed, DialFailure::Refused);
-        bench.engine.settle(bench.now);
-        let pod = bench.pod(40_000);
-        bench.expect_error(family.port_unreachable, pod, closed);
-        assert_eq!(bench.closed(), [(closed, CloseReason::Refused)]);
-        assert!(bench.reply(mapping, open), "the mapping's other peer goes on");
+        for (failure, kind, reason) in family.failures() {
+            let mut bench = Bench::new(family);
+            let (failing, open) = (bench.host(9), bench.host(443));
+            let mapping = bench.open(40_000, failing);
+            bench.open(40_000, open);
+            bench.engine.stack.udp_failed(bench.now, mapping, failing, failure);
+            bench.engine.settle(bench.now);
+            let pod = bench.pod(40_000);
+            match kind {
+                Some(kind) => bench.expect_error(kind, pod, failing),
+                None => assert!(bench.engine.drain().is_empty(), "{failure:?} is silence"),
+            }
+            assert_eq!(bench.closed(), [(failing, reason)]);
+            assert!(bench.reply(mapping, open), "the mapping's other peer goes on");
+        }
+    }
+}
+
+#[test]
+fn the_pod_is_told_what_the_outside_said_of_an_echo_request() {
+    for family in families() {
+        for (failure, kind, reason) in family.failures() {
+            let mut bench = Bench::new(family);
+            let echo = bench.ping(family.host, 7).expect("a flow");
+            bench.ping(family.other, 7).expect("a flow");
+            bench.engine.stack.echo_failed(bench.now, echo, failure);
+            bench.engine.settle(bench.now);
+            match kind {
+                Some(kind) => bench.expect_echo_error(kind, family.host, 7),
+                None => assert!(bench.engine.drain().is_empty(), "{failure:?} is silence"),
+            }
+            assert_eq!(bench.closed(), [(SocketAddr::new(family.host, 0), reason)]);
+            assert_eq!(bench.living(), (0, 1), "the other flow goes on");
+        }
     }
 }
 
@@ -336,6 +406,17 @@ fn the_pod_is_told_of_a_refusal_by_policy() {
         assert_eq!(bench.send(40_000, to), None);
         bench.expect_error(family.prohibited, pod, to);
         assert_eq!(bench.closed(), [(to, CloseReason::Denied)]);
+        assert_eq!((bench.living(), bench.dropped(DropReason::Policy)), ((0, 0), 1));
+    }
+}
+
+#[test]
+fn the_pod_is_told_of_an_echo_request_refused_by_policy() {
+    for family in families() {
+        let mut bench = Bench::with(family, deny_all(), Limits::default());
+        assert_eq!(bench.ping(family.host, 7), None);
+        bench.expect_echo_error(family.prohibited, family.host, 7);
+        assert_eq!(bench.closed(), [(SocketAddr::new(family.host, 0), CloseReason::Denied)]);
         assert_eq!((bench.living(), bench.dropped(DropReason::Policy)), ((0, 0), 1));
     }
 }
