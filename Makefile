@@ -41,6 +41,7 @@ bench: setup-bench ## Measure the routed path and ours in the same run; table, a
 lint: setup-lint ## Check format, lints, licences, purity and shell scripts
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	cd fuzz && $(CARGO) fmt --check && $(CARGO) clippy --all-targets --locked -- -D warnings
 	$(CARGO) deny --log-level error check licenses bans sources
 	scripts/purity.sh
 	shellcheck scripts/*.sh .ci/run

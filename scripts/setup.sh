@@ -80,6 +80,11 @@ rust() {
     command -v cc >/dev/null 2>&1 || packages "gcc:cc libc6-dev:/usr/include/stdio.h"
 }
 
+# libFuzzer, which the fuzz targets link, is C++.
+cxx_compiler() {
+    command -v c++ >/dev/null 2>&1 || packages "g++:c++"
+}
+
 # Only the kernel's own default leaves /dev/net/tun to root; udev gives 0666 on every distribution, and `exec` without
 # root needs it. The kernel still asks for CAP_NET_ADMIN to make an interface.
 tun_device() {
@@ -131,11 +136,13 @@ group() {
         ;;
     lint)
         rust
+        cxx_compiler
         packages "$lint_packages"
         cargo_tool deny "$cargo_deny_version"
         ;;
     fuzz)
         rust
+        cxx_compiler
         rustup run nightly cargo --version >/dev/null 2>&1 || {
             say "installing the nightly toolchain (the sanitizers need it)"
             rustup toolchain install nightly --profile minimal

@@ -3,8 +3,7 @@
 //! Each way to match a destination (any, a name, a name's parent, a network) leads to a [`PortMap`], which knows the first of
 //! its rules for every port. A lookup asks the few maps a flow can match and takes the minimum.
 
-use std::collections::HashMap;
-use std::hash::Hash;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -34,9 +33,9 @@ type Entries<'a> = Vec<(Ordinal, &'a PortSet)>;
 struct Builder<'a> {
     any: Entries<'a>,
     any_name: Entries<'a>,
-    exact: HashMap<DomainName, Entries<'a>>,
-    below: HashMap<DomainName, Entries<'a>>,
-    networks: HashMap<IpNet, Entries<'a>>,
+    exact: BTreeMap<DomainName, Entries<'a>>,
+    below: BTreeMap<DomainName, Entries<'a>>,
+    networks: BTreeMap<IpNet, Entries<'a>>,
 }
 
 impl DestinationIndex {
@@ -115,6 +114,6 @@ impl<'a> Builder<'a> {
     }
 }
 
-fn port_maps<K: Hash + Eq>(entries: HashMap<K, Entries<'_>>) -> impl Iterator<Item = (K, PortMap)> {
+fn port_maps<K>(entries: BTreeMap<K, Entries<'_>>) -> impl Iterator<Item = (K, PortMap)> {
     entries.into_iter().map(|(key, entries)| (key, PortMap::build(&entries)))
 }
