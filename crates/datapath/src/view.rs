@@ -65,11 +65,15 @@ fn shift(range: &mut Range<usize>) {
 }
 
 fn parse_v4(ip: &[u8], vnet: vnet::Header) -> Result<Packet, DropReason> {
-    let header = Ipv4Packet::new_checked(ip).map_err(|_| DropReason::Truncated)?;
+    // Not `new_checked`, which does not tell what is wrong.
+    let header = Ipv4Packet::new_unchecked(ip.get(..20).ok_or(DropReason::Truncated)?);
     let header_len = usize::from(header.header_len());
     let total = usize::from(header.total_len());
     if header_len < 20 || total < header_len {
         return Err(DropReason::BadHeader);
+    }
+    if ip.len() < total {
+        return Err(DropReason::Truncated);
     }
     if checksum::sum(&ip[..header_len]) != 0xffff {
         return Err(DropReason::BadChecksum);
@@ -178,7 +182,7 @@ fn verify(packet: &Packet, transport: &[u8]) -> Result<(), DropReason> {
         Transport::Udp => {
             let length =
                 transport.get(4..6).map(|field| usize::from(u16::from_be_bytes([field[0], field[1]])));
-            length.and_then(|length| transport.get(..length)).ok_or(DropReason::Truncated)?
+            length.and_then(|length| transport.get(..length)).ok_or_else(|| misfit(transport, 8))?
         }
         _ => transport,
     };
@@ -203,7 +207,7 @@ impl Datagram {
     pub fn parse(packet: &Packet, bytes: &[u8]) -> Result<Self, DropReason> {
         let transport = &bytes[packet.transport.clone()];
         // The length field of a super-segment is that of the whole, as in a single datagram.
-        let udp = UdpPacket::new_checked(transport).map_err(|_| DropReason::Truncated)?;
+        let udp = UdpPacket::new_checked(transport).map_err(|_| misfit(transport, 8))?;
         if udp.dst_port() == 0 {
             return Err(DropReason::BadHeader);
         }
@@ -216,13 +220,19 @@ impl Datagram {
     }
 }
 
-/// Checks a TCP header's offsets; `Err` where the packet is shorter than it says.
+/// Checks a TCP header's data offset and ports.
 pub(crate) fn tcp<'a>(packet: &Packet, bytes: &'a [u8]) -> Result<TcpPacket<&'a [u8]>, DropReason> {
-    let tcp = TcpPacket::new_checked(&bytes[packet.transport.clone()]).map_err(|_| DropReason::Truncated)?;
+    let transport = &bytes[packet.transport.clone()];
+    let tcp = TcpPacket::new_checked(transport).map_err(|_| misfit(transport, 20))?;
     if tcp.src_port() == 0 || tcp.dst_port() == 0 {
         return Err(DropReason::BadHeader);
     }
     Ok(tcp)
+}
+
+/// Why a transport header of at least `least` octets does not fit its packet: it is cut short, or its length is wrong.
+fn misfit(transport: &[u8], least: usize) -> DropReason {
+    if transport.len() < least { DropReason::Truncated } else { DropReason::BadHeader }
 }
 
 /// Loopback, multicast, broadcast and the unspecified address are never a flow's other end.
@@ -264,5 +274,20 @@ mod tests {
         assert!(source_routed(&[1, 1, 131, 7, 4, 0, 0, 0, 0]));
         assert!(source_routed(&[7, 200]));
         assert!(!source_routed(&[1, 0, 131, 7]));
+    }
+
+    #[test]
+    fn octets_that_are_missing_and_headers_that_are_wrong_have_reasons_of_their_own() {
+        let parse = |edit: fn(&mut Vec<u8>)| {
+            let mut bytes = [&[0; vnet::LEN][..], &[0x45, 0, 0, 40], &[0; 36]].concat();
+            edit(&mut bytes);
+            Packet::parse(&bytes).unwrap_err()
+        };
+        assert_eq!(parse(|bytes| bytes[vnet::LEN] = 0x44), DropReason::BadHeader);
+        assert_eq!(parse(|bytes| bytes[vnet::LEN] = 0x4f), DropReason::BadHeader);
+        assert_eq!(parse(|bytes| bytes[vnet::LEN + 3] = 19), DropReason::BadHeader);
+        assert_eq!(parse(|bytes| bytes.truncate(vnet::LEN + 39)), DropReason::Truncated);
+        assert_eq!(parse(|bytes| bytes.truncate(vnet::LEN + 19)), DropReason::Truncated);
+        assert_eq!((misfit(&[0; 7], 8), misfit(&[0; 8], 8)), (DropReason::Truncated, DropReason::BadHeader));
     }
 }

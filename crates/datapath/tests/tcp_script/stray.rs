@@ -102,7 +102,7 @@ fn a_data_offset_outside_the_packet_is_dropped() {
         s.packet(&packet);
     }
     s.gone();
-    assert_eq!(s.dropped(DropReason::Truncated), 5);
+    assert_eq!(s.dropped(DropReason::BadHeader), 5);
 }
 
 #[test]
