@@ -113,6 +113,8 @@ struct Partial {
 pub(crate) struct Reassembly {
     partial: VecDeque<Partial>,
     held: usize,
+    /// Fragments that were held and let go without the rest of their datagram.
+    lost: usize,
 }
 
 impl Reassembly {
@@ -163,7 +165,12 @@ impl Reassembly {
     }
 
     fn discard(&mut self, index: usize) {
-        self.take(index);
+        self.lost += self.take(index).map_or(0, |partial| partial.pieces.len());
+    }
+
+    /// How many fragments were held in vain since the last call.
+    pub(crate) fn take_lost(&mut self) -> usize {
+        std::mem::take(&mut self.lost)
     }
 
     fn expire(&mut self, now: Instant) {
@@ -303,6 +310,7 @@ mod tests {
         reassembly.accept(now(), &pieces[0]).unwrap();
         assert_eq!(reassembly.accept(now(), &pieces[0]), Err(DropReason::Fragment));
         assert!(reassembly.partial.is_empty());
+        assert_eq!((reassembly.take_lost(), reassembly.take_lost()), (1, 0));
     }
 
     #[test]
@@ -316,5 +324,6 @@ mod tests {
         let pieces = packet::fragments(&datagram(false, 4_000), 1_480, 1_000);
         reassembly.accept(now() + PATIENCE, &pieces[0]).unwrap();
         assert_eq!(reassembly.partial.len(), 1);
+        assert_eq!(reassembly.take_lost(), 500, "each that went for room or for age");
     }
 }

@@ -232,7 +232,11 @@ impl Stack {
         let packet = match Packet::parse(buffer.bytes()) {
             Ok(packet) => packet,
             Err(DropReason::Fragment) => {
-                let Some(whole) = self.reassembly.accept(cx.now, &buffer.bytes()[vnet::LEN..])? else {
+                let accepted = self.reassembly.accept(cx.now, &buffer.bytes()[vnet::LEN..]);
+                for _ in 0..self.reassembly.take_lost() {
+                    self.shared.counters.drop(DropReason::Fragment);
+                }
+                let Some(whole) = accepted? else {
                     return Ok(Input::Done);
                 };
                 buffer.fill(&whole);
