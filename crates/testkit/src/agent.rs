@@ -1,5 +1,6 @@
 //! The agent as a process in the node's namespace.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write as _};
@@ -48,6 +49,37 @@ impl Default for AgentOptions {
             policies: Vec::new(),
             extra: String::new(),
         }
+    }
+}
+
+/// What the agent counts of a pod, by the names on the status page.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodCounts {
+    pub totals: BTreeMap<String, u64>,
+    /// By reason; a reason that never occurred is not there.
+    pub drops: BTreeMap<String, u64>,
+}
+
+impl PodCounts {
+    pub fn total(&self, name: &str) -> Result<u64> {
+        self.totals.get(name).copied().with_context(|| format!("no {name} in {:?}", self.totals))
+    }
+
+    pub fn dropped(&self, reason: &str) -> u64 {
+        self.drops.get(reason).copied().unwrap_or(0)
+    }
+
+    /// What was counted since `before`; reasons for which nothing was dropped meanwhile are not there.
+    pub fn since(&self, before: &Self) -> Self {
+        let less = |now: &BTreeMap<String, u64>, before: &BTreeMap<String, u64>| -> BTreeMap<String, u64> {
+            let more = |(name, count): (&String, &u64)| {
+                (name.clone(), count - before.get(name).copied().unwrap_or(0))
+            };
+            now.iter().map(more).collect()
+        };
+        let mut drops = less(&self.drops, &before.drops);
+        drops.retain(|_, count| *count > 0);
+        Self { totals: less(&self.totals, &before.totals), drops }
     }
 }
 
@@ -157,11 +189,14 @@ impl AgentProcess {
         self.pods()?.iter().map(|pod| pod["flows"].as_u64().context("a pod without flows")).sum()
     }
 
-    /// How many packets of pod `name` were dropped for `reason` so far.
-    pub fn drops(&self, name: &str, reason: &str) -> Result<u64> {
+    /// What is counted of pod `name` so far; all of it was read at one moment, between two packets.
+    pub fn counts(&self, name: &str) -> Result<PodCounts> {
         let pods = self.pods()?;
         let pod = pods.iter().find(|pod| pod["name"] == name).with_context(|| format!("no pod {name}"))?;
-        pod["drops"][reason].as_u64().with_context(|| format!("no {reason} in {}", pod["drops"]))
+        let map = |key: &str| {
+            serde_json::from_value(pod[key].clone()).with_context(|| format!("{key} of {name}: {}", pod[key]))
+        };
+        Ok(PodCounts { totals: map("counters")?, drops: map("drops")? })
     }
 
     /// What the agent and the plugin keep on disk of attachments, below the directory of this agent.

@@ -128,19 +128,21 @@ pub fn echo_request(
     sequence: u16,
     payload: &[u8],
 ) -> Vec<u8> {
-    let (next, kind) = if source.is_ipv4() { (protocol::ICMP, 8) } else { (protocol::ICMPV6, 128) };
-    let mut message = vec![kind, 0, 0, 0];
-    message.extend(identifier.to_be_bytes());
-    message.extend(sequence.to_be_bytes());
-    message.extend(payload);
-    match next {
-        protocol::ICMP => {
-            let sum = !fold(sum_words(&message));
-            message[2..4].copy_from_slice(&sum.to_be_bytes());
-        }
-        _ => set_checksum(&mut message, 2, source, destination, next, Checksum::Right),
+    let kind = if source.is_ipv4() { 8 } else { 128 };
+    let rest = [&identifier.to_be_bytes(), &sequence.to_be_bytes(), payload].concat();
+    icmp(source, destination, [kind, 0], &rest)
+}
+
+/// An ICMP or ICMPv6 message of any type and code; `rest` is what follows the checksum.
+pub fn icmp(source: IpAddr, destination: IpAddr, kind: [u8; 2], rest: &[u8]) -> Vec<u8> {
+    let mut message = [&kind[..], &[0, 0], rest].concat();
+    if source.is_ipv4() {
+        let sum = !fold(sum_words(&message));
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        return ip(source, destination, protocol::ICMP, &message);
     }
-    ip(source, destination, next, &message)
+    set_checksum(&mut message, 2, source, destination, protocol::ICMPV6, Checksum::Right);
+    ip(source, destination, protocol::ICMPV6, &message)
 }
 
 /// An IP packet around `payload`, v4 or v6 after the addresses.
@@ -185,6 +187,16 @@ pub fn fix_ipv4_header(packet: &mut [u8]) {
     packet[10..12].fill(0);
     let sum = !fold(sum_words(&packet[..header]));
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// An IPv4 packet with `options` (a multiple of four octets) behind its fixed header.
+pub fn with_ipv4_options(packet: &[u8], options: &[u8]) -> Vec<u8> {
+    let mut built = [&packet[..20], options, &packet[20..]].concat();
+    built[0] = 0x40 | (5 + options.len() / 4) as u8;
+    let total = built.len() as u16;
+    built[2..4].copy_from_slice(&total.to_be_bytes());
+    fix_ipv4_header(&mut built);
+    built
 }
 
 /// Cuts a packet into fragments whose payloads are `size` bytes (rounded down to a multiple of 8).

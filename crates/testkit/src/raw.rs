@@ -62,6 +62,12 @@ pub fn send_all(
     Ok(Sent { offered, carried: transmitted(namespace, interface)? - before })
 }
 
+/// How many packets the interface had no room for so far.
+pub fn dropped(namespace: &Namespace, interface: &str) -> Result<u64> {
+    let links = namespace.ip_json(&format!("-s link show {interface}"))?;
+    links[0]["stats64"]["tx"]["dropped"].as_u64().context("no counter of dropped packets")
+}
+
 fn transmitted(namespace: &Namespace, interface: &str) -> Result<u64> {
     let links = namespace.ip_json(&format!("-s link show {interface}"))?;
     links[0]["stats64"]["tx"]["packets"].as_u64().context("no counter of sent packets")
