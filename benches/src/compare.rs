@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tunproxy_testkit::process::run as run_command;
 use tunproxy_testkit::{
-    AgentOptions, AgentProcess, Attachment, CniNetwork, Host, MainPlugin, Namespace, PodIdentity, Program,
-    Topology, Wire,
+    AgentOptions, AgentProcess, Attachment, CniNetwork, Host, Interrupt, MainPlugin, Namespace, PodIdentity,
+    Program, Topology, Wire,
 };
 
 use crate::client::Measured;
@@ -83,7 +83,7 @@ struct Pod {
     namespace: Arc<Namespace>,
 }
 
-pub fn run(plan: Plan) -> Result<()> {
+pub fn run(interrupt: &Interrupt, plan: Plan) -> Result<()> {
     let mut report = Report::default();
     let bench = Bench::new(plan.ours)?;
     // First of all: later, memory that other rows needed would be there already.
@@ -100,12 +100,13 @@ pub fn run(plan: Plan) -> Result<()> {
                 sides.reverse();
             }
             for side in sides {
+                interrupt.check()?;
                 bench.measure(row, side, plan.seconds, &mut report)?;
             }
         }
     }
     eprintln!("{} attachments", plan.attachments);
-    bench.attachments(plan.attachments, &mut report)?;
+    bench.attachments(interrupt, plan.attachments, &mut report)?;
     drop(bench);
     print!("{report}");
     if let Some(file) = plan.json {
@@ -199,9 +200,10 @@ impl Bench {
     }
 
     /// ADD and DEL as whole processes; ptp's own are those of the same chains.
-    fn attachments(&self, count: usize, report: &mut Report) -> Result<()> {
+    fn attachments(&self, interrupt: &Interrupt, count: usize, report: &mut Report) -> Result<()> {
         let network = network("calls", 3, self.agent.as_ref())?;
         for number in 0..count {
+            interrupt.check()?;
             let namespace = self.topology.pod_namespace(&format!("calls{number}"))?;
             let identity = PodIdentity::new("default", &format!("calls{number}"), &[]);
             let mut attachment = network.attach(&self.topology.node, &namespace, &identity)?;

@@ -7,8 +7,10 @@ mod server;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tunproxy_testkit::Interrupt;
 
 #[derive(Debug, Parser)]
 #[command(name = "tunproxy-bench", version, about)]
@@ -56,15 +58,33 @@ struct RunArgs {
     routed_only: bool,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
-        Command::Run(args) => compare::run(args.into()),
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run(args) => return run(args),
         Command::Serve { address } => server::serve(address),
-        Command::Load { server, load } => {
-            println!("{}", serde_json::to_string(&load.run(server)?)?);
+        Command::Load { server, load } => load.run(server).and_then(|measured| {
+            println!("{}", serde_json::to_string(&measured)?);
             Ok(())
-        }
+        }),
+    };
+    outcome.map_or_else(|error| failed(&error, ExitCode::FAILURE), |()| ExitCode::SUCCESS)
+}
+
+/// Only the comparison makes what must be taken away when it is interrupted.
+fn run(args: RunArgs) -> ExitCode {
+    let interrupt = match Interrupt::listen() {
+        Ok(interrupt) => interrupt,
+        Err(error) => return failed(&error, ExitCode::FAILURE),
+    };
+    match compare::run(&interrupt, args.into()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error, interrupt.exit_code()),
     }
+}
+
+fn failed(error: &anyhow::Error, status: ExitCode) -> ExitCode {
+    eprintln!("bench: {error:#}");
+    status
 }
 
 impl From<RunArgs> for compare::Plan {

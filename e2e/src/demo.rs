@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use tunproxy_testkit::PodIdentity;
 use tunproxy_testkit::process::output;
+use tunproxy_testkit::{Interrupt, PodIdentity};
 
 pub use scenario::{Check, Expected, PodRole, Row, rows};
 pub use table::Table;
@@ -31,7 +31,7 @@ pub struct Outcome {
 
 /// Runs every row; `show` is called for each as soon as it is known. Rows whose flow ends by an idle time-out (UDP, ICMP)
 /// are known when their pod has gone.
-pub fn run(mut show: impl FnMut(&Outcome)) -> Result<Vec<Outcome>> {
+pub fn run(interrupt: &Interrupt, mut show: impl FnMut(&Outcome)) -> Result<Vec<Outcome>> {
     let mut options = WorldOptions { agent: true, ..WorldOptions::for_path(crate::Path::AfterPtp) };
     for document in scenario::POLICIES {
         options = options.with_policy(document);
@@ -47,6 +47,7 @@ pub fn run(mut show: impl FnMut(&Outcome)) -> Result<Vec<Outcome>> {
         let pod =
             pods.iter().find(|(role, _)| *role == row.pod).map(|(_, pod)| pod).context("no such pod")?;
         let attempt = attempt(&world, pod, row)?;
+        interrupt.check()?;
         if attempt.row.ends_with_its_pod {
             later.push(attempt);
             continue;
@@ -55,6 +56,7 @@ pub fn run(mut show: impl FnMut(&Outcome)) -> Result<Vec<Outcome>> {
         show(&outcome);
         outcomes.push(outcome);
     }
+    interrupt.check()?;
     for (_, pod) in pods {
         pod.detach()?;
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tunproxy_testkit::process::{output, run};
+use tunproxy_testkit::process::{Background, output, run};
 use tunproxy_testkit::servers::{random_file, sha256};
 use tunproxy_testkit::{Host, Namespace, wait};
 
@@ -185,6 +185,13 @@ pub fn iperf(pod: &Namespace, ip: IpAddr, arguments: &str) -> Result<Value> {
     })?;
     ensure!(report["error"].is_null() && report["end"].is_object(), "iperf3: {report}");
     Ok(report)
+}
+
+/// iperf3's client until it is killed or dropped; it must not have [`ended`](Background::ended) before.
+pub fn endless_iperf(world: &World, pod: &Namespace, ip: IpAddr, arguments: &str) -> Result<Background> {
+    let line = format!("-p {IPERF_PORT} --connect-timeout 60000 -c {ip} -t 36000 {arguments}");
+    let log = world.scratch.path().join(format!("iperf-{}.log", pod.name()));
+    Background::spawn(pod.command("iperf3").args(line.split_whitespace()), "iperf3's client", &log)
 }
 
 /// A file there and back over HTTP with equal SHA-256; `family` is curl's flag.

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod binaries;
 pub mod cni;
+pub mod interrupt;
 pub mod link;
 pub mod netns;
 pub mod packet;
@@ -20,6 +21,7 @@ pub mod wait;
 pub use agent::{AgentOptions, AgentProcess};
 pub use binaries::Program;
 pub use cni::{Attachment, CniNetwork, MainPlugin, PodIdentity};
+pub use interrupt::Interrupt;
 pub use netns::Namespace;
 pub use privilege::{may_skip, root_or_skip};
 pub use topology::{Host, Topology, Wire};

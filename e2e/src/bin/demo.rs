@@ -11,22 +11,29 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::WaitOptions;
 use tempfile::TempDir;
 use tunproxy_e2e::demo::{self, Table};
-use tunproxy_testkit::wait;
+use tunproxy_testkit::{Interrupt, wait};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    match run() {
+    let interrupt = match Interrupt::listen() {
+        Ok(interrupt) => interrupt,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match run(&interrupt) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("demo: {error:#}");
-            ExitCode::FAILURE
+            interrupt.exit_code()
         }
     }
 }
 
-fn run() -> Result<bool> {
+fn run(interrupt: &Interrupt) -> Result<bool> {
     ensure!(
         rustix::process::geteuid().is_root(),
         "the demo makes network namespaces and needs root: sudo make demo (without root: tunproxy-agent exec)"
@@ -39,12 +46,14 @@ fn run() -> Result<bool> {
     println!("proxy outside; everything in network namespaces of its own.\n");
     let table = Table::for_stdout();
     println!("{}", table.header());
-    let outcomes = demo::run(|outcome| println!("{}", table.line(outcome)))?;
-    let wrong = outcomes.iter().filter(|outcome| outcome.wrong.is_some()).count();
+    let outcomes = demo::run(interrupt, |outcome| println!("{}", table.line(outcome)));
+    // After a failure too: what was killed on the way is to be gone before this program is.
     let left = before.left();
     for what in &left {
         println!("LEFT BEHIND: {what}");
     }
+    let outcomes = outcomes?;
+    let wrong = outcomes.iter().filter(|outcome| outcome.wrong.is_some()).count();
     println!(
         "\n{} of {} rows as meant; {}; {:.1} s",
         outcomes.len() - wrong,
@@ -66,7 +75,8 @@ impl Before {
     /// Orphans of programs that the demo starts become children of this process: none can hide.
     fn look() -> Result<Self> {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("subreaper")?;
-        let temporary = tempfile::Builder::new().prefix("tunproxy-demo-").tempdir()?;
+        let temporary =
+            tempfile::Builder::new().prefix(&format!("tunproxy-demo-{}-", std::process::id())).tempdir()?;
         let previous = tempfile::env::override_temp_dir(temporary.path());
         ensure!(previous.is_ok(), "the folder for temporary files is set already: {previous:?}");
         Ok(Self { links: names_in("/sys/class/net"), temporary })

@@ -1,0 +1,82 @@
+//! The comparison as `make bench` runs it, in its shortest form: every row measures something, and nothing is left,
+//! also when it is interrupted. Nothing is said of the figures.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use tunproxy_testkit::process::Background;
+use tunproxy_testkit::{Program, root_or_skip};
+
+const LIMIT: Duration = Duration::from_mins(3);
+
+/// Rows whose figure may round to nothing: the memory of few flows.
+const MAY_BE_ZERO: &str = "agent memory per idle flow";
+
+fn start(scratch: &Path, arguments: &[&str]) -> Background {
+    let directory = Program::Agent.path().unwrap().parent().unwrap().to_owned();
+    Program::Plugin.path().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tunproxy-bench"));
+    command.env("TUNPROXY_BIN_DIR", directory).env("TMPDIR", scratch).arg("run").args(arguments);
+    Background::spawn(&mut command, "tunproxy-bench", &scratch.join("bench.out")).unwrap()
+}
+
+fn names_in(directory: impl AsRef<Path>) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Namespaces of the process, and files other than those named.
+fn left(bench: &Background, scratch: &Path, expected: &[&str]) -> Vec<String> {
+    let own = format!("tpt-{}-", bench.pid());
+    let namespaces = ["/run/netns", "/etc/netns"].into_iter().flat_map(names_in);
+    let namespaces = namespaces.filter(|name| name.starts_with(&own));
+    let files = names_in(scratch).into_iter().filter(|name| !expected.contains(&name.as_str()));
+    namespaces.chain(files).collect()
+}
+
+#[test]
+fn every_row_is_measured_and_nothing_is_left() {
+    if !root_or_skip() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("bench.json");
+    let mut bench = start(scratch.path(), &["--quick", "--json", file.to_str().unwrap()]);
+    let status = bench.wait(LIMIT).unwrap();
+    assert!(status.success(), "{status}\n{}", bench.log());
+    let report: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let rows = report["rows"].as_object().unwrap();
+    assert!(rows.len() >= 15, "{} rows", rows.len());
+    let table = bench.log();
+    for (name, row) in rows {
+        assert!(table.contains(name), "{name} is not in the table\n{table}");
+        let ours_alone = name.starts_with("agent ");
+        for (side, wanted) in [("routed", !ours_alone), ("ours", true)] {
+            let samples: Vec<f64> =
+                row[side].as_array().unwrap().iter().map(|sample| sample.as_f64().unwrap()).collect();
+            assert_eq!(!samples.is_empty(), wanted, "{name}, {side}: {samples:?}");
+            assert!(samples.iter().all(|&sample| sample > 0.0 || name == MAY_BE_ZERO), "{name}: {samples:?}");
+        }
+    }
+    assert_eq!(left(&bench, scratch.path(), &["bench.out", "bench.json"]), Vec::<String>::new());
+}
+
+#[test]
+fn a_signal_ends_it_and_nothing_is_left() {
+    if !root_or_skip() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let mut bench = start(scratch.path(), &["--seconds", "1", "--idle", "100"]);
+    let log = scratch.path().join("bench.out");
+    let begun = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("round 1/5"));
+    bench.wait_ready(LIMIT, begun).unwrap();
+    bench.signal(rustix::process::Signal::TERM).unwrap();
+    let status = bench.wait(LIMIT).unwrap();
+    assert_eq!(status.code(), Some(128 + 15), "{status}\n{}", bench.log());
+    assert!(bench.log().contains("interrupted by signal 15"), "{}", bench.log());
+    assert_eq!(left(&bench, scratch.path(), &["bench.out"]), Vec::<String>::new());
+}
