@@ -19,6 +19,7 @@ use crate::report::{Aim, Report, Row, Side, Unit};
 
 const PORT: u16 = 7000;
 const PTP: &str = "ptp";
+const IDLE_MEMORY: &str = "agent memory per idle flow";
 
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -27,7 +28,15 @@ pub struct Plan {
     pub idle: usize,
     pub attachments: usize,
     pub json: Option<PathBuf>,
+    /// Only rows whose name holds it.
+    pub only: String,
     pub ours: bool,
+}
+
+impl Plan {
+    fn wants(&self, row: &str) -> bool {
+        row.contains(&self.only)
+    }
 }
 
 /// Which load a row runs, and what it aims at.
@@ -87,12 +96,12 @@ pub fn run(interrupt: &Interrupt, plan: Plan) -> Result<()> {
     let mut report = Report::default();
     let bench = Bench::new(plan.ours)?;
     // First of all: later, memory that other rows needed would be there already.
-    if let Some(agent) = &bench.agent {
+    if let Some(agent) = bench.agent.as_ref().filter(|_| plan.wants(IDLE_MEMORY)) {
         eprintln!("memory of {} idle connections", plan.idle);
         bench.idle_memory(agent, plan.idle, &mut report)?;
     }
     for round in 1..=plan.rounds {
-        for (index, row) in LOADS.iter().enumerate() {
+        for (index, row) in LOADS.iter().enumerate().filter(|(_, row)| plan.wants(row.name)) {
             eprintln!("round {round}/{}: {}", plan.rounds, row.name);
             // Neither side always goes first.
             let mut sides = [Side::Routed, Side::Ours];
@@ -105,8 +114,10 @@ pub fn run(interrupt: &Interrupt, plan: Plan) -> Result<()> {
             }
         }
     }
-    eprintln!("{} attachments", plan.attachments);
-    bench.attachments(interrupt, plan.attachments, &mut report)?;
+    if plan.wants("ADD, DEL") {
+        eprintln!("{} attachments", plan.attachments);
+        bench.attachments(interrupt, plan.attachments, &mut report)?;
+    }
     drop(bench);
     print!("{report}");
     if let Some(file) = plan.json {
@@ -190,11 +201,7 @@ impl Bench {
         let grown = agent.rss_kib()?.saturating_sub(before);
         drop(holder.stdin.take());
         ensure!(holder.wait()?.success(), "the holder of idle connections failed");
-        let row = Row {
-            name: "agent memory per idle flow".to_owned(),
-            unit: Unit::Kib,
-            aim: Some(Aim::AtMost(1.0)),
-        };
+        let row = Row { name: IDLE_MEMORY.to_owned(), unit: Unit::Kib, aim: Some(Aim::AtMost(1.0)) };
         report.add(&row, Side::Ours, grown as f64 / count as f64);
         Ok(())
     }

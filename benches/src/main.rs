@@ -53,6 +53,9 @@ struct RunArgs {
     /// One short round: shows that everything runs, measures nothing worth keeping.
     #[arg(long)]
     quick: bool,
+    /// Measure only rows whose name holds TEXT ("idle" and "ADD" for those that are no load).
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
     /// Measure the routed path only.
     #[arg(long)]
     routed_only: bool,
@@ -96,6 +99,7 @@ impl From<RunArgs> for compare::Plan {
             idle: quick(args.idle, 200),
             attachments: quick(args.attachments, 3),
             json: args.json,
+            only: args.only.unwrap_or_default(),
             ours: !args.routed_only,
         }
     }

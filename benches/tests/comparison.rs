@@ -70,7 +70,7 @@ fn a_signal_ends_it_and_nothing_is_left() {
         return;
     }
     let scratch = tempfile::tempdir().unwrap();
-    let mut bench = start(scratch.path(), &["--seconds", "1", "--idle", "100"]);
+    let mut bench = start(scratch.path(), &["--seconds", "1", "--only", "TCP up, 1"]);
     let log = scratch.path().join("bench.out");
     let begun = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("round 1/5"));
     bench.wait_ready(LIMIT, begun).unwrap();
