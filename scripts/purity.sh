@@ -68,4 +68,16 @@ for crate in $crates fuzz; do
         ;;
     esac
 done
+
+# The home of unsafe code has lints of its own: clippy's are the workspace's, and one more.
+clippy_lints() {
+    awk -v table="[$2]" '/^\[/ { on = $0 == table; next } on && /^[a-z]/' "$1" | sort
+}
+wanted=$({
+    clippy_lints Cargo.toml workspace.lints.clippy
+    echo 'undocumented_unsafe_blocks = "deny"'
+} | sort)
+if [ "$(clippy_lints crates/linux-net/Cargo.toml lints.clippy)" != "$wanted" ]; then
+    complain "crates/linux-net/Cargo.toml: [lints.clippy] must be Cargo.toml's [workspace.lints.clippy] and undocumented_unsafe_blocks"
+fi
 exit $status

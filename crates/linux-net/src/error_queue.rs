@@ -32,17 +32,25 @@ pub fn enable(socket: impl AsFd, v6: bool) -> io::Result<()> {
 
 /// Takes the oldest error off the queue; `None`: it is empty.
 pub fn take(socket: impl AsFd) -> Option<QueuedError> {
-    // Errors that do not name a destination (of no use here) are passed over.
     loop {
-        match receive(socket.as_fd())? {
-            Some(error) => return Some(error),
-            None => continue,
+        match receive(socket.as_fd()) {
+            Entry::Error(error) => return Some(error),
+            Entry::Nameless => {}
+            Entry::Absent => return None,
         }
     }
 }
 
-/// `None`: the queue is empty. `Some(None)`: an entry that cannot be read.
-fn receive(socket: BorrowedFd<'_>) -> Option<Option<QueuedError>> {
+/// What a look at the queue gave.
+enum Entry {
+    Error(QueuedError),
+    /// It names no destination, or no error: of no use here.
+    Nameless,
+    /// The queue is empty.
+    Absent,
+}
+
+fn receive(socket: BorrowedFd<'_>) -> Entry {
     // The payload of the datagram is of no interest; the kernel cuts it.
     let mut control = [MaybeUninit::<u64>::uninit(); 32];
     let mut name = MaybeUninit::<libc::sockaddr_storage>::zeroed();
@@ -57,18 +65,17 @@ fn receive(socket: BorrowedFd<'_>) -> Option<Option<QueuedError>> {
         libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT)
     };
     if received < 0 {
-        return None;
+        return Entry::Absent;
     }
     // SAFETY: it was zeroed, which is a valid value, and the kernel wrote at most its size.
     let name = unsafe { name.assume_init() };
     let destination = socket_address(&name, message.msg_namelen);
-    let errno = extended_error(&message);
-    Some(
-        destination.zip(errno).map(|(destination, errno)| QueuedError {
-            destination,
-            error: io::Error::from_raw_os_error(errno),
-        }),
-    )
+    match destination.zip(extended_error(&message)) {
+        Some((destination, errno)) => {
+            Entry::Error(QueuedError { destination, error: io::Error::from_raw_os_error(errno) })
+        }
+        None => Entry::Nameless,
+    }
 }
 
 /// The errno of the first `sock_extended_err` among the control messages.

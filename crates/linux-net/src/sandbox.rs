@@ -57,7 +57,7 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Moves this process into new namespaces and makes the TUN. It cannot go back.
 pub fn enter(plan: &SandboxPlan) -> Result<Tun, SandboxError> {
-    let threads = fs::read_dir("/proc/self/task").map(Iterator::count).unwrap_or(1);
+    let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
     if threads != 1 {
         return Err(SandboxError::Threads { threads });
     }
