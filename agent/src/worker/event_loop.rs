@@ -11,7 +11,7 @@ use tunproxy_datapath::{Account, Instant, PacketBuf, Pool};
 
 use super::descriptors::Descriptors;
 use super::pod::{Env, Pod};
-use super::token::{Source, WAKER, unpack};
+use super::token::{WAKER, unpack};
 use super::{Command, Dialer, FlowSink, Handle, PodConfig, PodId, WorkersConfig, clock};
 
 const EVENTS: usize = 256;
@@ -93,8 +93,7 @@ impl EventLoop {
                     }
                     continue;
                 }
-                let (index, source) = unpack(event.token());
-                self.handle_event(own, now, index, source, event);
+                self.handle_event(own, now, event);
             }
             self.handle_timers(own, now);
             self.take_turns(own);
@@ -114,15 +113,9 @@ impl EventLoop {
         Some(std::time::Duration::from_micros((at - now).total_micros() + 999))
     }
 
-    fn handle_event(
-        &mut self,
-        own: &Handle,
-        now: Instant,
-        index: usize,
-        source: Source,
-        event: &mio::event::Event,
-    ) {
-        self.with_pod(own, now, index, |pod, env, _| pod.handle_event(env, source, event));
+    fn handle_event(&mut self, own: &Handle, now: Instant, event: &mio::event::Event) {
+        let (index, source, generation) = unpack(event.token());
+        self.with_pod(own, now, index, |pod, env, _| pod.handle_event(env, source, generation, event));
         self.enqueue(index);
     }
 

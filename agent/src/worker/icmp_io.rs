@@ -11,7 +11,7 @@ use tunproxy_datapath::{DialFailure, EchoId, Instant, PacketBuf};
 use super::descriptors::Lease;
 use super::pod::{Env, Pod, register, store};
 use super::socket::{failure_of, open_echo};
-use super::token::{Source, pack};
+use super::token::{Generation, Source, pack};
 use super::turn::Turn;
 
 const HEADER: usize = 8;
@@ -34,7 +34,7 @@ impl Pod {
             self.stack.echo_failed(env.now, echo, DialFailure::Limit);
             return;
         };
-        let token = pack(self.index, Source::Echo(echo.slot));
+        let token = pack(self.index, Source::Echo(echo.slot), Generation::NONE);
         let socket = open_echo(destination, env.mark)
             .and_then(|(fd, raw)| register(env.registry, &fd, token, Interest::READABLE).map(|()| (fd, raw)));
         match socket {

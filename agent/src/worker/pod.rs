@@ -16,7 +16,7 @@ use tunproxy_policy::Workload;
 use super::descriptors::Share;
 use super::icmp_io::EchoSocket;
 use super::tcp_io::FlowSocket;
-use super::token::{Source, pack};
+use super::token::{Generation, Source, pack};
 use super::tun_io::Queue;
 use super::turn::{Complaints, Ready, Turn};
 use super::udp_io::UdpSocket;
@@ -110,14 +110,20 @@ impl Pod {
     }
 
     /// Notes what an event says; the work is done in [`Pod::service`].
-    pub(super) fn handle_event(&mut self, env: &mut Env<'_>, source: Source, event: &Event) {
+    pub(super) fn handle_event(
+        &mut self,
+        env: &mut Env<'_>,
+        source: Source,
+        generation: Generation,
+        event: &Event,
+    ) {
         match source {
             Source::Tun(queue) => {
                 if let Some(queue) = self.queues.get_mut(usize::from(queue)) {
                     queue.readable = true;
                 }
             }
-            Source::Tcp(slot) => self.handle_tcp_event(env, slot, event),
+            Source::Tcp(slot) => self.handle_tcp_event(env, slot, generation, event),
             Source::Udp(_) | Source::Echo(_) => self.ready.push(source),
         }
     }
@@ -277,7 +283,7 @@ fn open_queues(
 ) -> io::Result<Vec<Queue>> {
     let mut queues = Vec::with_capacity(fds.len());
     for (number, fd) in fds.into_iter().enumerate() {
-        let token = pack(index, Source::Tun(number as u16));
+        let token = pack(index, Source::Tun(number as u16), Generation::NONE);
         if let Err(error) = register(registry, &fd, token, Interest::READABLE) {
             close_queues(registry, queues);
             return Err(error);

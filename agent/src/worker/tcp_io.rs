@@ -7,16 +7,14 @@ use std::os::fd::OwnedFd;
 use mio::Interest;
 use mio::event::Event;
 use rustix::io::Errno;
-use rustix::net::{
-    RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, getpeername, recv, sendmsg, shutdown, sockopt,
-};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown, sockopt};
 use tunproxy_datapath::{DialFailure, FlowId, PacketBuf, Target};
 use tunproxy_policy::Permit;
 
 use super::descriptors::Lease;
 use super::pod::{Env, Pod, register, store};
 use super::socket::{connect_tcp, failure_of, reset_on_close};
-use super::token::{Source, pack};
+use super::token::{Generation, Source, pack};
 use super::turn::Turn;
 use super::{Completion, DialRequest, Dialed, Dialing};
 
@@ -30,7 +28,7 @@ const READS: usize = 4;
 enum Stage {
     /// The dialer has it; it comes back as a connected socket. Held for its drop, which gives the connect up.
     Away(#[expect(dead_code, reason = "held for its drop")] Dialing),
-    Connecting(OwnedFd),
+    Connecting(OwnedFd, SocketAddr),
     Connected(OwnedFd),
 }
 
@@ -59,7 +57,7 @@ impl FlowSocket {
     fn connected(&self) -> Option<&OwnedFd> {
         match &self.stage {
             Stage::Connected(fd) => Some(fd),
-            Stage::Away(_) | Stage::Connecting(_) => None,
+            Stage::Away(_) | Stage::Connecting(..) => None,
         }
     }
 }
@@ -85,13 +83,13 @@ impl Pod {
             store(&mut self.flows, flow.slot, FlowSocket::new(flow, Stage::Away(dialing), None));
             return;
         }
-        let token = pack(self.index, Source::Tcp(flow.slot));
+        let token = pack(self.index, Source::Tcp(flow.slot), flow.into());
         let interest = Interest::READABLE | Interest::WRITABLE;
         let socket = connect_tcp(target.dial, env.mark)
             .and_then(|fd| register(env.registry, &fd, token, interest).map(|()| fd));
         match socket {
             Ok(fd) => {
-                let socket = FlowSocket::new(flow, Stage::Connecting(fd), Some(lease));
+                let socket = FlowSocket::new(flow, Stage::Connecting(fd, target.dial), Some(lease));
                 store(&mut self.flows, flow.slot, socket);
             }
             Err(error) => {
@@ -108,7 +106,7 @@ impl Pod {
         else {
             return;
         };
-        let token = pack(index, Source::Tcp(flow.slot));
+        let token = pack(index, Source::Tcp(flow.slot), flow.into());
         let result = result.and_then(|fd| {
             register(env.registry, &fd, token, Interest::READABLE | Interest::WRITABLE)
                 .map(|()| fd)
@@ -127,29 +125,25 @@ impl Pod {
         }
     }
 
-    pub(super) fn handle_tcp_event(&mut self, env: &mut Env<'_>, slot: u32, event: &Event) {
+    pub(super) fn handle_tcp_event(
+        &mut self,
+        env: &mut Env<'_>,
+        slot: u32,
+        generation: Generation,
+        event: &Event,
+    ) {
         let Some(Some(socket)) = self.flows.get_mut(slot as usize) else { return };
         let id = socket.id;
+        // An event of an earlier socket in this slot would connect a flow whose own socket has not.
+        if generation != id.into() {
+            return;
+        }
         match &socket.stage {
             Stage::Away(_) => return,
-            Stage::Connecting(fd) => {
-                if let Ok(Err(errno)) = sockopt::socket_error(fd) {
-                    self.flows[slot as usize] = None;
-                    self.stack.upstream_failed(&mut env.cx(), id, failure_of(&errno.into()));
+            Stage::Connecting(..) => {
+                if !self.finish_connect(env, id, event) {
                     return;
                 }
-                // An event of an earlier socket in this slot may arrive late: only a peer proves the connection.
-                let Some(peer) = getpeername(fd)
-                    .ok()
-                    .and_then(|peer| peer.and_then(|peer| SocketAddr::try_from(peer).ok()))
-                else {
-                    return;
-                };
-                socket.stage = match std::mem::replace(&mut socket.stage, Stage::Away(Dialing::over())) {
-                    Stage::Connecting(fd) => Stage::Connected(fd),
-                    other => other,
-                };
-                self.stack.upstream_connected(&mut env.cx(), id, Some(peer));
             }
             Stage::Connected(_) => {}
         }
@@ -163,6 +157,30 @@ impl Pod {
         if event.is_writable() {
             self.write_upstream(env, id);
         }
+    }
+
+    /// What an event says of a connect under way; returns whether the socket is connected now.
+    fn finish_connect(&mut self, env: &mut Env<'_>, id: FlowId, event: &Event) -> bool {
+        let Some(socket) = self.flow_socket_mut(id) else { return false };
+        let Stage::Connecting(fd, to) = &socket.stage else { return false };
+        let to = *to;
+        // Only what failed has an error to ask for, and only what is through can be written to: no call says it again.
+        if event.is_error()
+            && let Ok(Err(errno)) = sockopt::socket_error(fd)
+        {
+            self.flows[id.slot as usize] = None;
+            self.stack.upstream_failed(&mut env.cx(), id, failure_of(&errno.into()));
+            return false;
+        }
+        if !event.is_writable() {
+            return false;
+        }
+        socket.stage = match std::mem::replace(&mut socket.stage, Stage::Away(Dialing::over())) {
+            Stage::Connecting(fd, _) => Stage::Connected(fd),
+            other => other,
+        };
+        self.stack.upstream_connected(&mut env.cx(), id, Some(to));
+        true
     }
 
     /// Reads from the upstream what the pod has room for. Returns whether there is more for another turn.

@@ -12,7 +12,7 @@ use tunproxy_linux_net::error_queue;
 use super::descriptors::Lease;
 use super::pod::{Env, Pod, register, store};
 use super::socket::{failure_of, open_udp};
-use super::token::{Source, pack};
+use super::token::{Generation, Source, pack};
 use super::turn::Turn;
 
 /// Datagrams of one mapping before the others have their turn.
@@ -41,7 +41,7 @@ impl Pod {
             self.stack.mapping_failed(env.now, mapping);
             return;
         };
-        let token = pack(self.index, Source::Udp(mapping.slot));
+        let token = pack(self.index, Source::Udp(mapping.slot), Generation::NONE);
         let socket = open_udp(v6, env.mark)
             .and_then(|fd| register(env.registry, &fd, token, Interest::READABLE).map(|()| fd));
         match socket {
