@@ -1,9 +1,10 @@
 //! `tunproxy-agent exec`: status and signals pass through, policy holds, nothing is left; as root and without.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path as FilePath, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -19,10 +20,14 @@ struct Lab {
     world: World,
     directory: tempfile::TempDir,
     agent: PathBuf,
+    /// What this process has open is compared: one test at a time.
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Lab {
     fn new() -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let world =
             World::new(&WorldOptions { agent: false, ..WorldOptions::for_path(Path::Routed) }).unwrap();
         let directory = tempfile::tempdir().unwrap();
@@ -33,7 +38,7 @@ impl Lab {
         let agent = directory.path().join("tunproxy-agent");
         std::fs::copy(Program::Agent.path().unwrap(), &agent).unwrap();
         open_to_all(directory.path());
-        Self { world, directory, agent }
+        Self { world, directory, agent, _turn: turn }
     }
 
     fn command(&self, as_root: bool, options: &[&str], program: &[&str]) -> Command {
@@ -197,6 +202,8 @@ struct Traces {
     mounts: usize,
     /// Network namespaces of the processes that run with our TMPDIR.
     namespaces: BTreeSet<PathBuf>,
+    /// What those processes have open, and this one: a namespace or a TUN that is held stays.
+    descriptors: BTreeMap<PathBuf, usize>,
     /// In TMPDIR.
     files: BTreeSet<PathBuf>,
 }
@@ -205,45 +212,89 @@ impl Traces {
     fn of(lab: &Lab, temporary: &FilePath) -> Self {
         let node = &lab.world.topology.node;
         let files = std::fs::read_dir(temporary).unwrap();
+        let mut processes = ours(temporary);
+        let namespaces =
+            processes.iter().filter_map(|process| std::fs::read_link(process.join("ns/net")).ok());
+        let namespaces = namespaces.collect();
+        processes.push("/proc/self".into());
         Self {
             links: node.links().unwrap(),
             processes: node.pids().len(),
             mounts: mounts(),
-            namespaces: namespaces(temporary),
+            namespaces,
+            descriptors: descriptors(&processes),
             files: files.map(|entry| entry.unwrap().path()).collect(),
         }
     }
 }
 
 /// Other tests' processes come and go meanwhile; ours have TMPDIR in their environment.
-fn namespaces(temporary: &FilePath) -> BTreeSet<PathBuf> {
+fn ours(temporary: &FilePath) -> Vec<PathBuf> {
     let ours = format!("TMPDIR={}", temporary.display());
     let is_ours = |process: &FilePath| {
         let environment = std::fs::read(process.join("environ")).unwrap_or_default();
         environment.split(|byte| *byte == 0).any(|variable| variable == ours.as_bytes())
     };
     let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
-    processes
-        .filter(|process| is_ours(process))
-        .filter_map(|process| std::fs::read_link(process.join("ns/net")).ok())
-        .collect()
+    processes.filter(|process| is_ours(process)).collect()
+}
+
+/// What the descriptors of `processes` are, and how many of each.
+fn descriptors(processes: &[PathBuf]) -> BTreeMap<PathBuf, usize> {
+    let mut descriptors = BTreeMap::new();
+    // One that ends meanwhile has none.
+    let listed = processes.iter().filter_map(|process| std::fs::read_dir(process.join("fd")).ok());
+    for target in listed.flatten().flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok()) {
+        *descriptors.entry(target).or_default() += 1;
+    }
+    descriptors
+}
+
+/// The network namespaces of the whole system, where the kernel tells: `None` where it does not. Other tests have some.
+fn system_namespaces() -> Option<u64> {
+    let slabs = std::fs::read_to_string("/proc/slabinfo").ok()?;
+    let line = slabs.lines().find_map(|line| line.strip_prefix("net_namespace "))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// What a run might leave is seen when it is left: a file for resolv.conf, a TUN, a namespace.
+fn leftovers_are_seen(lab: &Lab, temporary: &FilePath) -> Result<()> {
+    let before = Traces::of(lab, temporary);
+    let file = temporary.join("tunproxy-resolv-planted");
+    std::fs::write(&file, "nameserver 198.19.255.1\n")?;
+    ensure!(Traces::of(lab, temporary) != before, "{} is not seen", file.display());
+    std::fs::remove_file(&file)?;
+    for held in ["/dev/net/tun", "/proc/self/ns/net"] {
+        let open = std::fs::File::open(held)?;
+        ensure!(Traces::of(lab, temporary) != before, "{held} is not seen when it is held");
+        drop(open);
+    }
+    let after = Traces::of(lab, temporary);
+    ensure!(after == before, "{before:?} became {after:?}");
+    Ok(())
 }
 
 /// A run that lives shows in the traces, and no more once it ended: the comparison after it means something.
 fn one_run_is_seen(lab: &Lab, temporary: &FilePath) -> Result<()> {
     let before = Traces::of(lab, temporary);
+    let changed = || std::fs::metadata(temporary).and_then(|folder| folder.modified());
+    let changed_before = changed()?;
     let mut child = lab
         .command(true, &[], &["cat"])
         .env("TMPDIR", temporary)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()?;
-    let seen = wait::until_true("its namespace", LIMIT, || Traces::of(lab, temporary).namespaces.len() > 1);
+    let seen = wait::until_true("its namespace and its TUN", LIMIT, || {
+        let now = Traces::of(lab, temporary);
+        now.namespaces.len() > 1 && now.descriptors.contains_key(FilePath::new("/dev/net/tun"))
+    });
     drop(child.stdin.take());
     child.wait()?;
     seen?;
     let after = Traces::of(lab, temporary);
     ensure!(before == after, "{before:?} became {after:?}");
+    ensure!(changed()? != changed_before, "it had no file in {}", temporary.display());
     Ok(())
 }
 
@@ -258,7 +309,8 @@ fn a_thousand_runs_leave_nothing() {
     let temporary = tempfile::tempdir().unwrap();
     std::os::unix::fs::chown(temporary.path(), Some(65534), Some(65534)).unwrap();
     one_run_is_seen(&lab, temporary.path()).unwrap();
-    let before = Traces::of(&lab, temporary.path());
+    leftovers_are_seen(&lab, temporary.path()).unwrap();
+    let (before, namespaces) = (Traces::of(&lab, temporary.path()), system_namespaces());
     std::thread::scope(|scope| {
         for worker in 0..2 {
             let (lab, temporary) = (&lab, temporary.path());
@@ -272,6 +324,11 @@ fn a_thousand_runs_leave_nothing() {
         }
     });
     assert_eq!(before, Traces::of(&lab, temporary.path()));
+    // The kernel takes its time to remove them. A quarter of what there would be: others come and go.
+    if let Some(before) = namespaces {
+        let few = || system_namespaces().is_some_and(|now| now < before + RUNS as u64 / 4);
+        wait::until_true("the namespaces to go", LIMIT, few).unwrap();
+    }
 }
 
 /// Mounts that a sandbox could leave; other tests' namespaces come and go meanwhile.
