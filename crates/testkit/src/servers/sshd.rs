@@ -12,9 +12,14 @@ use crate::netns::Namespace;
 use crate::process::{Background, run};
 use crate::servers::{START, program};
 
+/// sshd's privilege separation insists on /run/sshd, which only the service's start script makes: it gets a /run of its own,
+/// which goes with its mount namespace. `unshare` makes the mounts private.
+const OWN_RUN: &str =
+    "mount -t tmpfs -o mode=755 tmpfs /run && mkdir /run/sshd && exec \"$0\" -D -e -f \"$1\"";
+
 #[derive(Debug)]
 pub struct Sshd {
-    _process: Background,
+    process: Background,
     directory: TempDir,
 }
 
@@ -28,8 +33,6 @@ impl Sshd {
                 .args(["-q", "-t", "ed25519", "-N", "", "-f"])
                 .arg(path.join(key)))?;
         }
-        // Its privilege separation insists on this directory, which only the service's start script makes.
-        fs::create_dir_all("/run/sshd")?;
         let here = path.display();
         let listen: String = addresses
             .iter()
@@ -41,13 +44,17 @@ impl Sshd {
              UseDNS no\nMaxStartups 100\nSubsystem sftp internal-sftp\n"
         );
         fs::write(path.join("sshd_config"), text)?;
-        let mut command = namespace.command(program("sshd")?);
-        command.args(["-D", "-e", "-f"]).arg(path.join("sshd_config"));
+        let mut command = namespace.command("unshare");
+        command.args(["--mount", "sh", "-c", OWN_RUN, &program("sshd")?]).arg(path.join("sshd_config"));
         let mut process = Background::spawn(&mut command, "sshd", &path.join("sshd.log"))?;
         process.wait_ready(START, || {
             addresses.iter().all(|&ip| namespace.accepts(SocketAddr::new(ip, 22), START))
         })?;
-        Ok(Self { directory, _process: process })
+        Ok(Self { process, directory })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// Options for ssh and scp: the client's key, and no known hosts to ask about.

@@ -106,7 +106,16 @@ fn ssh_and_iperf() {
         return;
     }
     let topology = Topology::new(Wire::Veth).unwrap();
+    let own_run = |process: &str| {
+        let mounts = std::fs::read_to_string(format!("/proc/{process}/mounts")).unwrap();
+        mounts.lines().filter(|line| line.split(' ').nth(1) == Some("/run")).count()
+    };
+    let before = own_run("self");
     let sshd = Sshd::start(&topology.outside, &Host::Ssh.both()).unwrap();
+    assert_eq!((own_run("self"), own_run(&sshd.pid().to_string())), (before, before + 1));
+    let run = std::fs::read_dir(format!("/proc/{}/root/run", sshd.pid())).unwrap();
+    let run: Vec<_> = run.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(run, ["sshd"], "nothing of the host's");
     let mut ssh = topology.node.command("ssh");
     ssh.args(sshd.client_options()).arg(format!("root@{}", Host::Ssh.v6())).arg("echo over ssh");
     assert_eq!(crate::process::run(&mut ssh).unwrap(), "over ssh\n");
