@@ -153,8 +153,9 @@ fn throughput(report: &mut Report, pod: &Namespace, ip: IpAddr) {
             let report = iperf(pod, ip, &format!("-u -b 5M -t 1 -l 1200 {direction}"))?;
             let sum = &report["end"]["sum"];
             let lost = sum["lost_percent"].as_f64().context("no loss figure")?;
-            // A busy machine may lose some; a path that is wrong loses most of them.
-            ensure!(lost < 5.0 && sum["packets"].as_u64().unwrap_or(0) > 400, "{sum}");
+            // A busy machine loses some: a fifth of a second without a processor fills the receiver's buffer. A path that is
+            // wrong loses most of them.
+            ensure!(lost < 50.0 && sum["packets"].as_u64().unwrap_or(0) > 400, "{sum}");
             Ok(())
         });
     }
@@ -203,7 +204,7 @@ pub fn transfer(world: &World, pod: &Namespace, family: &str, length: u64) -> Re
     let local = world.scratch.path().join(format!("large-{}", pod.name()));
     let curl = |arguments: &str| {
         let line = world.curl(&format!("{family} -f --no-progress-meter {arguments}"));
-        pod.run(&line.replace("--max-time 60", "--max-time 300"))
+        pod.run(&line.replace("--max-time 60", "--max-time 900"))
     };
     curl(&format!("http://allowed.test/files/large -o {}", local.display()))?;
     same(&served, &local)?;

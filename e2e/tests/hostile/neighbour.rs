@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use tunproxy_e2e::world::IPERF_PORT;
-use tunproxy_e2e::{Path, Report, WorldOptions};
-use tunproxy_testkit::process::Background;
+use tunproxy_e2e::{Path, Report, WorldOptions, rows};
 use tunproxy_testkit::raw::{self, Pace, Sent};
 use tunproxy_testkit::topology::BLACK_HOLE_V4;
 use tunproxy_testkit::{Host, root_or_skip, wait};
@@ -63,12 +61,8 @@ fn a_flooding_pod_starves_no_other() {
 
 /// The work while iperf3 moves all it can, from before its beginning to after its end.
 fn beside_iperf(lab: &Lab, server: IpAddr, arguments: &str) -> Result<()> {
-    let line = format!("-p {IPERF_PORT} --connect-timeout 60000 -c {server} -t 36000 {arguments}");
-    let mut command = lab.hostile.command("iperf3");
-    command.args(line.split_whitespace());
-    let log = lab.world.scratch.path().join("iperf.log");
     let (before, begin) = (lab.counts()?, octets(lab)?);
-    let mut iperf = Background::spawn(&mut command, "iperf3's client", &log)?;
+    let mut iperf = rows::endless_iperf(&lab.world, &lab.hostile, server, arguments)?;
     wait::until_true("iperf3 to move something", LIMIT, || {
         octets(lab).is_ok_and(|now| now > begin + (10 << 20))
     })?;

@@ -81,7 +81,8 @@ fn configuration(root: &Path, sites: &[WebNames]) -> String {
          events {{ worker_connections 16384; }}\nworker_rlimit_nofile 20000;\nhttp {{\n\
          log_format short '$remote_addr $host $server_protocol \"$request\" $status';\n\
          access_log {root}/access.log short;\n\
-         client_body_temp_path {root}/body;\nclient_max_body_size 0;\nkeepalive_requests 1000000;\n\
+         client_body_temp_path {root}/body;\nclient_max_body_size 0;\n\
+         send_timeout 15m;\nclient_body_timeout 15m;\nkeepalive_requests 1000000;\n\
          proxy_temp_path {root}/body;\nfastcgi_temp_path {root}/body;\nuwsgi_temp_path {root}/body;\nscgi_temp_path {root}/body;\n\
          sendfile on;\ndefault_type application/octet-stream;\n\
          ssl_certificate {root}/server.pem;\nssl_certificate_key {root}/server.key;\n"
