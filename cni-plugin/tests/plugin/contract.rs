@@ -40,8 +40,11 @@ fn without_a_command_it_says_what_it_is_and_fails() {
         return;
     }
     let reply = Node::new().bare_call("").run();
-    let document = reply.failed(4);
-    assert_eq!(document["details"], "CNI_COMMAND is not set");
+    assert_eq!(
+        reply.stdout,
+        "{\"cniVersion\":\"1.1.0\",\"code\":4,\"msg\":\"invalid environment variables\",\"details\":\"CNI_COMMAND is not set\"}\n"
+    );
+    reply.failed(4);
 }
 
 #[test]
@@ -149,6 +152,17 @@ fn the_bytes_of_each_error() {
         add().run().stdout,
         document(106, "the agent refused", "the agent refused: prepare fails on purpose (internal)")
     );
+    agent.set_settings(|settings| settings.enrolled = false);
+    agent.set_manner("prepare", Manner::Answer);
+    assert_eq!(
+        add().config(&node.standalone_config()).run().stdout,
+        document(
+            106,
+            "the agent refused",
+            "the agent does not enrol this pod, and without it the pod has no network in standalone mode"
+        )
+    );
+    agent.set_settings(|settings| settings.enrolled = true);
     agent.set_manner("prepare", Manner::Say(br#"{"protocol":2,"body":{}}"#.to_vec()));
     let mismatch = format!(
         "talking to the agent at {}: the peer speaks protocol 2, this program speaks 1: install the plugin and the agent of the same release",
@@ -239,7 +253,43 @@ fn the_bytes_of_an_unavailable_plugin() {
         "{\"cniVersion\":\"1.1.0\",\"code\":51,\"msg\":\"the plugin is not available, running pods have limited connectivity\",\"details\":\"not ready, and running pods are affected: out of descriptors\"}\n"
     );
     drop(agent);
-    status().run().failed(51);
+    // Nobody carries a running pod's packets either: not 50.
+    let details = format!(
+        "not ready, and running pods are affected: no agent answers at {}: No such file or directory (os error 2); is tunproxy-agent running on this node, with this cniSocket?",
+        node.socket().display()
+    );
+    assert_eq!(
+        status().run().stdout,
+        format!(
+            "{{\"cniVersion\":\"1.1.0\",\"code\":51,\"msg\":\"the plugin is not available, running pods have limited connectivity\",\"details\":\"{details}\"}}\n"
+        )
+    );
+}
+
+/// The ipam plugin's own code, message and details; without details, no such key.
+#[test]
+fn the_bytes_of_an_ipam_plugins_refusal() {
+    if !root_or_skip() {
+        return;
+    }
+    let (node, pod) = (Node::new(), pod());
+    let _agent = node.agent();
+    let path = node.dir.path().to_str().unwrap();
+    for (said, expected) in [
+        (
+            r#"{"code":111,"msg":"no addresses","details":"10.0.0.0/30 is full"}"#,
+            r#"{"cniVersion":"1.0.0","code":111,"msg":"no addresses","details":"10.0.0.0/30 is full"}"#,
+        ),
+        (r#"{"code":11,"msg":"busy"}"#, r#"{"cniVersion":"1.0.0","code":11,"msg":"busy"}"#),
+        (
+            "Segmentation fault",
+            r#"{"cniVersion":"1.0.0","code":103,"msg":"the ipam plugin failed","details":"ipam plugin full answered: exit status 1 without an error document"}"#,
+        ),
+    ] {
+        node.script("full", &format!("cat >/dev/null; echo '{said}'; exit 1"));
+        let call = node.call("ADD", "c1", &pod).with("ipam", json!({"type": "full"})).set("CNI_PATH", path);
+        assert_eq!(call.run().stdout, format!("{expected}\n"));
+    }
 }
 
 #[test]
@@ -248,9 +298,22 @@ fn verbs_that_a_version_does_not_have_are_refused() {
         return;
     }
     let (node, pod) = (Node::new(), pod());
-    for (verb, version) in [("CHECK", "0.3.1"), ("GC", "1.0.0"), ("STATUS", "1.0.0")] {
-        node.call(verb, "c1", &pod).with("cniVersion", json!(version)).run().failed(1);
+    for (verb, version, since) in
+        [("CHECK", "0.3.1", "0.4.0"), ("GC", "1.0.0", "1.1.0"), ("STATUS", "1.0.0", "1.1.0")]
+    {
+        let reply = node.call(verb, "c1", &pod).with("cniVersion", json!(version)).run();
+        assert_eq!(
+            reply.stdout,
+            format!(
+                "{{\"cniVersion\":\"{version}\",\"code\":1,\"msg\":\"incompatible CNI version\",\"details\":\"{verb} exists since CNI {since}, the network configuration has cniVersion {version}\"}}\n"
+            )
+        );
+        reply.failed(1);
     }
-    let unknown = node.call("FROB", "c1", &pod).run().failed(4);
-    assert_eq!(unknown["details"], "CNI_COMMAND \"FROB\" is none of ADD, DEL, CHECK, GC, STATUS, VERSION");
+    let unknown = node.call("FROB", "c1", &pod).run();
+    assert_eq!(
+        unknown.stdout,
+        "{\"cniVersion\":\"1.0.0\",\"code\":4,\"msg\":\"invalid environment variables\",\"details\":\"CNI_COMMAND \\\"FROB\\\" is none of ADD, DEL, CHECK, GC, STATUS, VERSION\"}\n"
+    );
+    unknown.failed(4);
 }
