@@ -37,28 +37,7 @@ fn raw_packets() {
         });
     }
     malformed(&mut report, &lab);
-    report.row("1,000 pings at once", || {
-        lab.attack(&[("echo-limit", 1_000 - PINGS)], packets::pings(&lab, 1_000))
-    });
-    for ip in Host::OtherWeb.both() {
-        let to = SocketAddr::new(ip, 80);
-        report.row(format!("SYNs with garbage for options to {to}"), || {
-            syns(&lab, to, None, Pace::AsTaken, &packets::garbage_options(&lab, to))
-        });
-    }
-    for ip in Host::Far.both() {
-        let to = SocketAddr::new(ip, 80);
-        report.row(format!("a SYN flood to the open port {to}"), || {
-            syns(&lab, to, Some("half-open-limit"), Pace::Flood, &packets::syns(&lab, to, 30_000))
-        });
-    }
-    for to in [SocketAddr::from((BLACK_HOLE_V4, 80)), (BLACK_HOLE_V6, 80).into()] {
-        report.row(format!("a SYN flood into the black hole {to}"), || {
-            syns(&lab, to, Some("pending-limit"), Pace::Flood, &packets::syns(&lab, to, 30_000))
-        });
-    }
-    report.row("UDP from 20,000 ports", || udp_ports(&lab));
-    report.row("UDP from one port to 9,000", || udp_peers(&lab));
+    too_many(&mut report, &lab);
     report.row("50,000 mutations", || mutations(&lab));
     report.row("the hostile pod's own programs work again", || {
         lab.let_speak()?;
@@ -108,6 +87,32 @@ fn malformed(report: &mut Report, lab: &Lab) {
         let lost = packets.len() as u64 - 6 + 1 - INCOMPLETE;
         lab.attack(&[("fragment", lost)], packets)
     });
+}
+
+/// Good packets, more than there is room for.
+fn too_many(report: &mut Report, lab: &Lab) {
+    report.row("1,000 pings at once", || {
+        lab.attack(&[("echo-limit", 1_000 - PINGS)], packets::pings(lab, 1_000))
+    });
+    for ip in Host::OtherWeb.both() {
+        let to = SocketAddr::new(ip, 80);
+        report.row(format!("SYNs with garbage for options to {to}"), || {
+            syns(lab, to, None, Pace::AsTaken, &packets::garbage_options(lab, to))
+        });
+    }
+    for ip in Host::Far.both() {
+        let to = SocketAddr::new(ip, 80);
+        report.row(format!("a SYN flood to the open port {to}"), || {
+            syns(lab, to, Some("half-open-limit"), Pace::Flood, &packets::syns(lab, to, 30_000))
+        });
+    }
+    for to in [SocketAddr::from((BLACK_HOLE_V4, 80)), (BLACK_HOLE_V6, 80).into()] {
+        report.row(format!("a SYN flood into the black hole {to}"), || {
+            syns(lab, to, Some("pending-limit"), Pace::Flood, &packets::syns(lab, to, 30_000))
+        });
+    }
+    report.row("UDP from 20,000 ports", || udp_ports(lab));
+    report.row("UDP from one port to 9,000", || udp_peers(lab));
 }
 
 /// SYNs of which none is ever answered by the pod: what waits is bounded, in descriptors too. Each that was read either

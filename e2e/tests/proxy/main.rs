@@ -190,6 +190,18 @@ impl Lab {
         flows.into_iter().next().context("no flow")
     }
 
+    /// Each of the flows of `clients` to `to` ended when the upstream's patience did.
+    fn timed_out(&self, to: SocketAddr, clients: usize) -> Result<()> {
+        let flow = self.ended(to, clients, "timed-out")?;
+        // A SYN that finds its flow waiting joins it; one that comes later begins another.
+        let brief = to.port() == SILENT_BRIEFLY;
+        let flows = self.flows(to).len();
+        ensure!(brief || flows == clients, "{flows} flows of {clients} clients");
+        let reason = format!("did not answer within {} ms", if brief { 2_000 } else { 20_000 });
+        ensure!(flow["reason"].as_str().is_some_and(|text| text.contains(&reason)), "{flow}");
+        Ok(())
+    }
+
     fn all_given_back(&self) -> Result<()> {
         let agent = self.world.agent();
         wait::until_true("no flow and no descriptor more than before", LIMIT, || {
@@ -242,16 +254,7 @@ fn a_silent_proxy_is_a_silent_destination() {
         }
     });
     for to in targets {
-        report.row(format!("each flow to {to} timed out"), || {
-            let flow = lab.ended(to, CLIENTS, "timed-out")?;
-            let after = if to.port() == SILENT_BRIEFLY { "2000 ms" } else { "20000 ms" };
-            let reason = format!("did not answer within {after}");
-            ensure!(flow["reason"].as_str().is_some_and(|text| text.contains(&reason)), "{flow}");
-            // A SYN that finds its flow waiting joins it.
-            let more = to.port() == SILENT_BRIEFLY;
-            ensure!(more || lab.flows(to).len() == CLIENTS, "{} flows", lab.flows(to).len());
-            Ok(())
-        });
+        report.row(format!("each flow to {to} timed out"), || lab.timed_out(to, CLIENTS));
     }
     report.row("the proxy sees the end of each connection", || {
         wait::until_true("their ends", LIMIT, || {
