@@ -53,6 +53,8 @@ pub enum PluginError {
     IpamRun { plugin: String, source: io::Error },
     #[error("ipam plugin {plugin} did not end within {limit:?}")]
     IpamTimedOut { plugin: String, limit: Duration },
+    #[error("ipam plugin {plugin} still works on an earlier call for {key}: try again later")]
+    IpamBusy { plugin: String, key: String },
     #[error("ipam plugin {plugin} answered: {reason}")]
     IpamAnswer { plugin: String, reason: String },
     /// The ipam plugin's own error document, passed on with its code.
@@ -106,6 +108,7 @@ impl PluginError {
         match self {
             Self::Version { .. } | Self::VerbVersion { .. } => code::INCOMPATIBLE_VERSION,
             Self::ContainerGone { .. } => code::UNKNOWN_CONTAINER,
+            Self::IpamBusy { .. } => code::TRY_AGAIN_LATER,
             Self::Environment { .. } => code::INVALID_ENVIRONMENT,
             Self::ReadInput { .. } => code::IO_FAILURE,
             Self::Decode { .. } => code::DECODE_FAILURE,
@@ -137,6 +140,7 @@ impl PluginError {
             Self::Decode { .. } => "cannot decode the network configuration",
             Self::Config { key, .. } => return format!("invalid network configuration: {key}"),
             Self::HostNamespace { .. } => "refusing the host's network namespace",
+            Self::IpamBusy { .. } => "the ipam plugin is busy",
             Self::Agent(error) if agent_code(error) == code::TRY_AGAIN_LATER => "the agent is not available",
             Self::Agent(_) | Self::Answer { .. } | Self::NotEnrolled => "the agent refused",
             Self::Steering(error) if steering_code(error) == code::INTERFACE_TAKEN => "interface exists",

@@ -1,6 +1,7 @@
 //! Delegation to the plugin that hands out addresses: it gets our environment and our configuration, bounded in time
 //! and output.
 
+use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -14,10 +15,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 use tunproxy_ipc::AttachmentKey;
+use tunproxy_linux_net::NameLock;
 
 use crate::deadline::Deadline;
 use crate::error::{PluginError, code};
 use crate::invocation::Environment;
+use crate::log::Log;
 use crate::version::CniVersion;
 
 /// Longest answer that is read.
@@ -30,6 +33,9 @@ pub struct Ipam<'a> {
     path: PathBuf,
     /// The network configuration, as it came.
     input: &'a [u8],
+    environment: &'a Environment,
+    /// Where the locks of attachments are.
+    locks: PathBuf,
 }
 
 /// What an ADD handed out.
@@ -42,8 +48,8 @@ pub struct Lease {
 /// A verb of ours, or one with another container in the place of ours.
 #[derive(Debug, Clone, Copy)]
 pub enum Call<'a> {
-    Add,
-    Del,
+    Add(&'a AttachmentKey),
+    Del(&'a AttachmentKey),
     Check,
     Gc,
     Status,
@@ -52,19 +58,35 @@ pub enum Call<'a> {
     DelOf(&'a AttachmentKey),
 }
 
+impl<'a> Call<'a> {
+    /// The attachment whose addresses the call changes.
+    fn changes(self) -> Option<&'a AttachmentKey> {
+        match self {
+            Self::Add(key) | Self::Del(key) | Self::DelOf(key) => Some(key),
+            Self::Check | Self::Gc | Self::Status | Self::Version => None,
+        }
+    }
+}
+
 impl<'a> Ipam<'a> {
-    pub fn find(environment: &Environment, name: &'a str, input: &'a [u8]) -> Result<Self, PluginError> {
+    /// `state_dir` holds the file of the locks.
+    pub fn find(
+        environment: &'a Environment,
+        name: &'a str,
+        input: &'a [u8],
+        state_dir: &Path,
+    ) -> Result<Self, PluginError> {
         let directories = environment.plugin_path();
         let candidates =
             directories.split(':').filter(|dir| !dir.is_empty()).map(|dir| Path::new(dir).join(name));
         let path = candidates.into_iter().find(|path| is_program(path)).ok_or_else(|| {
             PluginError::IpamMissing { plugin: name.to_owned(), path: format!("{directories:?}") }
         })?;
-        Ok(Self { name, path, input })
+        Ok(Self { name, path, input, environment, locks: state_dir.join("ipam.lock") })
     }
 
-    pub fn add(&self, deadline: &Deadline) -> Result<Lease, PluginError> {
-        let output = self.call(Call::Add, deadline)?;
+    pub fn add(&self, key: &AttachmentKey, deadline: &Deadline) -> Result<Lease, PluginError> {
+        let output = self.call(Call::Add(key), deadline)?;
         parse_lease(&output)
             .map_err(|reason| PluginError::IpamAnswer { plugin: self.name.to_owned(), reason })
     }
@@ -74,6 +96,7 @@ impl<'a> Ipam<'a> {
     /// A plugin that does not speak our configuration's version is called in the newest that both speak: what the two
     /// say to each other does not depend on what the runtime speaks.
     pub fn call(&self, call: Call<'_>, deadline: &Deadline) -> Result<Vec<u8>, PluginError> {
+        let _lock = call.changes().map(|key| self.lock(key, deadline)).transpose()?;
         let result = self.run(call, self.input, deadline);
         let suspect = match (&result, call) {
             // To a verb that it does not know an older plugin says anything, host-local that a container's id is missing.
@@ -88,9 +111,25 @@ impl<'a> Ipam<'a> {
         let has_verb = match call {
             Call::Gc | Call::Status => version.has_gc_and_status(),
             Call::Check => version.has_check(),
-            Call::Add | Call::Del | Call::DelOf(_) | Call::Version => true,
+            Call::Add(_) | Call::Del(_) | Call::DelOf(_) | Call::Version => true,
         };
         if has_verb { self.run(call, &input, deadline) } else { Ok(Vec::new()) }
+    }
+
+    /// Calls about one attachment follow one another, even when we are killed and the plugin that we have started is not:
+    /// it holds the lock until it ends. Else the DEL after a killed ADD could be done before the ADD's own lease is made.
+    fn lock(&self, key: &AttachmentKey, deadline: &Deadline) -> Result<Option<NameLock>, PluginError> {
+        let made = self.locks.parent().map_or(Ok(()), fs::create_dir_all);
+        match made.and_then(|()| NameLock::acquire(&self.locks, &key.to_string(), deadline.end())) {
+            Ok(Some(lock)) => Ok(Some(lock)),
+            Ok(None) => Err(PluginError::IpamBusy { plugin: self.name.to_owned(), key: key.to_string() }),
+            // A disk that takes no file is no reason to keep a pod from starting or ending.
+            Err(error) => {
+                let path = self.locks.display();
+                Log::new(self.environment, self.input).line(&format!("no lock in {path}: {error}"));
+                Ok(None)
+            }
+        }
     }
 
     /// The configuration in the newest older version that the plugin speaks; `None` where it speaks ours, or none.
@@ -129,8 +168,8 @@ impl<'a> Ipam<'a> {
         let mut command = Command::new(&self.path);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let verb = match call {
-            Call::Add => "ADD",
-            Call::Del | Call::DelOf(_) => "DEL",
+            Call::Add(_) => "ADD",
+            Call::Del(_) | Call::DelOf(_) => "DEL",
             Call::Check => "CHECK",
             Call::Gc => "GC",
             Call::Status => "STATUS",

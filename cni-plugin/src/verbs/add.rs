@@ -81,9 +81,9 @@ fn standalone(
     }
     let undo = |_: &PluginError| {
         take_apart(context, invocation, &namespace);
-        release(context, ipam, log);
+        release(context, invocation, ipam, log);
     };
-    let lease = ipam.add(&context.deadline).inspect_err(undo)?;
+    let lease = ipam.add(&invocation.key, &context.deadline).inspect_err(undo)?;
     let plan = standalone_plan(invocation, &settings, lease.addresses);
     let plumbed =
         steering::plumb_standalone(&namespace, &plan).map_err(PluginError::from).inspect_err(undo)?;
@@ -139,8 +139,8 @@ fn take_apart(context: &Context<'_>, invocation: &Invocation, namespace: &NetNs)
 }
 
 /// Gives the addresses back. The runtime's DEL does it again when this fails.
-fn release(context: &Context<'_>, ipam: &Ipam<'_>, log: &Log) {
-    if let Err(error) = ipam.call(Call::Del, &context.deadline.extended()) {
+fn release(context: &Context<'_>, invocation: &Invocation, ipam: &Ipam<'_>, log: &Log) {
+    if let Err(error) = ipam.call(Call::Del(&invocation.key), &context.deadline.extended()) {
         log.line(&format!("the addresses were not given back: {error}"));
     }
 }

@@ -18,7 +18,7 @@ pub fn run(environment: &Environment, input: &[u8], log: &Log) -> Result<String,
     detach(&context, &invocation, log);
     // Both are tried, whatever becomes of the other.
     let unplumbed = unplumb(&invocation, log);
-    let released = release(&context);
+    let released = release(&context, &invocation);
     unplumbed.and(released)?;
     log.line("detached");
     Ok(SILENCE)
@@ -56,7 +56,7 @@ fn unplumb(invocation: &Invocation, log: &Log) -> Result<(), PluginError> {
     }
 }
 
-fn release(context: &Context<'_>) -> Result<(), PluginError> {
+fn release(context: &Context<'_>, invocation: &Invocation) -> Result<(), PluginError> {
     let ConfigMode::Standalone { ipam } = &context.config.mode else { return Ok(()) };
-    context.ipam(ipam)?.call(Call::Del, &context.deadline.extended()).map(drop)
+    context.ipam(ipam)?.call(Call::Del(&invocation.key), &context.deadline.extended()).map(drop)
 }

@@ -58,7 +58,7 @@ impl<'a> Context<'a> {
     }
 
     fn ipam<'n>(&'n self, name: &'n str) -> Result<Ipam<'n>, PluginError> {
-        Ipam::find(self.environment, name, self.input)
+        Ipam::find(self.environment, name, self.input, &self.config.state_dir)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tunproxy_ipc::Tombstones;
 use tunproxy_testkit::{root_or_skip, wait};
@@ -217,4 +218,44 @@ fn the_log_file_tells_the_story() {
     assert_eq!(lines.len(), 2, "{text}");
     assert!(lines[0].contains("ADD c1/eth0 failed with code 11: no agent answers at "), "{text}");
     assert!(lines[1].ends_with("ADD c1/eth0 attached"), "{text}");
+}
+
+/// The address would be leased after it was given back.
+#[test]
+fn it_waits_for_the_ipam_plugin_of_an_add_that_was_killed() {
+    if !root_or_skip() {
+        return;
+    }
+    let (node, pod) = (Node::new(), pod());
+    let _agent = node.agent();
+    let (started, released) = (node.dir.path().join("started"), node.dir.path().join("released"));
+    let script = format!(
+        "if [ $CNI_COMMAND = DEL ]; then echo >{}; exit; fi\necho $$ >{1}.new; mv {1}.new {1}; exec sleep 600",
+        released.display(),
+        started.display()
+    );
+    node.script("slow", &script);
+    let call = |verb: &str, container: &str, timeout: &str| {
+        node.call(verb, container, &pod)
+            .with("ipam", json!({"type": "slow"}))
+            .with("timeout", json!(timeout))
+            .set("CNI_PATH", node.dir.path().to_str().unwrap())
+    };
+    let mut plugin = call("ADD", "c1", "5m").spawn();
+    let orphan = || std::fs::read_to_string(&started).ok()?.trim().parse().ok().and_then(Pid::from_raw);
+    let orphan = wait::until("the ipam plugin's start", PATIENCE, orphan).unwrap();
+    plugin.kill().unwrap();
+    plugin.wait().unwrap();
+    call("DEL", "other", "1m").run().succeeded();
+    std::fs::remove_file(&released).unwrap();
+    let busy = call("DEL", "c1", "1s").run();
+    assert_eq!(
+        busy.stdout,
+        "{\"cniVersion\":\"1.0.0\",\"code\":11,\"msg\":\"the ipam plugin is busy\",\
+         \"details\":\"ipam plugin slow still works on an earlier call for c1/eth0: try again later\"}\n"
+    );
+    assert!(!released.exists());
+    kill_process(orphan, Signal::KILL).unwrap();
+    call("DEL", "c1", "1m").run().succeeded();
+    assert!(released.exists());
 }

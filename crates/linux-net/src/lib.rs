@@ -13,6 +13,7 @@
 
 pub mod error_queue;
 pub mod host_tun;
+mod lock;
 pub mod naming;
 pub mod netlink;
 pub mod netns;
@@ -24,6 +25,7 @@ pub mod tun;
 #[cfg(test)]
 mod testing;
 
+pub use lock::NameLock;
 pub use netlink::{Netlink, NetlinkError};
 pub use netns::{NetNs, NetNsError, NetNsId};
 pub use tun::{Tun, TunError};

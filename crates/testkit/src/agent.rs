@@ -199,14 +199,19 @@ impl AgentProcess {
         Ok(PodCounts { totals: map("counters")?, drops: map("drops")? })
     }
 
-    /// What the agent and the plugin keep on disk of attachments, below the directory of this agent.
+    /// What the agent and the plugin keep on disk of attachments, below the directory of this agent. The plugin's lock,
+    /// empty and one for all of them, is none.
     pub fn state_files(&self) -> Vec<PathBuf> {
         let mut files = Vec::new();
         let mut folders = vec![self.directory.path().join("state"), self.directory.path().join("plugin")];
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
                 let path = entry.path();
-                if path.is_dir() { folders.push(path) } else { files.push(path) }
+                if path.is_dir() {
+                    folders.push(path);
+                } else if entry.file_name() != "ipam.lock" {
+                    files.push(path);
+                }
             }
         }
         files.sort();

@@ -253,7 +253,7 @@ impl Attachment {
     }
 
     /// ADD of which the last plugin is killed (SIGKILL) `after` its start, as by a runtime that has no patience; its
-    /// status, once whatever it started itself has ended too.
+    /// status. What it started itself (ipam) may still run.
     pub fn add_interrupted(&mut self, after: Duration) -> Result<ExitStatus> {
         self.attached = true;
         let (last, before) = self.network.plugins.split_last().context("a network without plugins")?;
@@ -339,18 +339,13 @@ pub fn leases_in(folder: &Path) -> Vec<String> {
 }
 
 fn killed_after(command: &mut Command, input: &[u8], after: Duration) -> Result<ExitStatus> {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("spawn")?;
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("spawn")?;
     // Smaller than a pipe: nobody has to read it for us to go on.
     let _ = child.stdin.take().context("no standard input")?.write_all(input);
     std::thread::sleep(after);
     let _ = child.kill();
-    // A plugin that it started (ipam) holds its standard error: the end of file is the end of both.
-    Ok(child.wait_with_output().context("wait")?.status)
+    child.wait().context("wait")
 }
 
 fn error(plugin: &str, verb: &str, output: &std::process::Output) -> CniError {
