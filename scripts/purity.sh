@@ -17,6 +17,7 @@ may_use() {
     case "$1" in
     policy | ipc | linux-net | testkit) ;;
     datapath) echo policy ;;
+    tun-stack) echo linux-net ;;
     cni-plugin) echo ipc linux-net ;;
     agent) echo policy datapath ipc linux-net ;;
     e2e | bench) echo testkit ;;
@@ -56,7 +57,7 @@ done
 for crate in $crates fuzz; do
     case "$crate" in
     bench) manifest=benches/Cargo.toml ;;
-    policy | datapath | ipc | linux-net | testkit) manifest=crates/$crate/Cargo.toml ;;
+    policy | datapath | ipc | linux-net | testkit | tun-stack) manifest=crates/$crate/Cargo.toml ;;
     *) manifest=$crate/Cargo.toml ;;
     esac
     case "$crate" in
