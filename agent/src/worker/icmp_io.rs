@@ -79,7 +79,8 @@ impl Pod {
             message[2..4].copy_from_slice(&sum.to_be_bytes());
         }
         match send(&socket.fd, &message, SendFlags::empty()) {
-            Ok(_) | Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => {}
+            Ok(_) => {}
+            Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => self.stack.send_failed(),
             Err(errno) => self.stack.echo_failed(now, echo, failure_of(&errno.into())),
         }
     }

@@ -26,10 +26,11 @@ pub(super) struct UdpSocket {
 }
 
 impl UdpSocket {
-    /// Sends one datagram. A full buffer loses it, as any link may.
-    fn send(&self, datagram: &[u8], to: SocketAddr) -> Result<(), Errno> {
+    /// Sends one datagram; `false`: a full buffer has lost it, as any link may.
+    fn send(&self, datagram: &[u8], to: SocketAddr) -> Result<bool, Errno> {
         match sendto(&self.fd, datagram, SendFlags::empty(), &to) {
-            Ok(_) | Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => Ok(()),
+            Ok(_) => Ok(true),
+            Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => Ok(false),
             Err(errno) => Err(errno),
         }
     }
@@ -68,9 +69,13 @@ impl Pod {
         let mut rest = payload;
         loop {
             let (datagram, after) = rest.split_at(size.min(rest.len()));
-            if let Err(errno) = self.send_datagram(now, mapping, to, datagram) {
-                self.stack.udp_failed(now, mapping, to, failure_of(&errno.into()));
-                return;
+            match self.send_datagram(now, mapping, to, datagram) {
+                Ok(true) => {}
+                Ok(false) => self.stack.send_failed(),
+                Err(errno) => {
+                    self.stack.udp_failed(now, mapping, to, failure_of(&errno.into()));
+                    return;
+                }
             }
             rest = after;
             if rest.is_empty() {
@@ -85,10 +90,11 @@ impl Pod {
         mapping: MappingId,
         to: SocketAddr,
         datagram: &[u8],
-    ) -> Result<(), Errno> {
+    ) -> Result<bool, Errno> {
         let send = |pod: &Self| match pod.mappings.get(mapping.slot as usize) {
             Some(Some(socket)) if socket.id == mapping => socket.send(datagram, to),
-            _ => Ok(()),
+            // The outside has just ended it; that was told.
+            _ => Ok(true),
         };
         send(self).or_else(|_| {
             // The error may be an earlier datagram's, told now; then it is on the queue, and this one can go.

@@ -17,7 +17,6 @@ pub enum DropReason {
     Multicast,
     /// A TCP segment of no known flow (answered with RST).
     NoFlow,
-    BadOptions,
     OutOfWindow,
     /// PAWS: the timestamp is older than one already seen.
     OldTimestamp,
@@ -37,7 +36,7 @@ pub enum DropReason {
     IcmpType,
     /// Policy refused the flow.
     Policy,
-    /// A socket refused a datagram.
+    /// A socket had no room for a datagram or an echo request.
     SendFailed,
     /// The node gave no socket for it.
     NoSocket,
@@ -46,7 +45,7 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 28] = [
         Self::Truncated,
         Self::BadHeader,
         Self::BadChecksum,
@@ -58,7 +57,6 @@ impl DropReason {
         Self::UnknownProtocol,
         Self::Multicast,
         Self::NoFlow,
-        Self::BadOptions,
         Self::OutOfWindow,
         Self::OldTimestamp,
         Self::BadAck,
@@ -92,7 +90,6 @@ impl DropReason {
             Self::UnknownProtocol => "unknown-protocol",
             Self::Multicast => "multicast",
             Self::NoFlow => "no-flow",
-            Self::BadOptions => "bad-options",
             Self::OutOfWindow => "out-of-window",
             Self::OldTimestamp => "old-timestamp",
             Self::BadAck => "bad-ack",

@@ -173,7 +173,12 @@ impl Reassembly {
         std::mem::take(&mut self.lost)
     }
 
-    fn expire(&mut self, now: Instant) {
+    pub(crate) fn poll_at(&self) -> Option<Instant> {
+        self.partial.front().map(|partial| partial.until)
+    }
+
+    /// Lets go of what has waited too long.
+    pub(crate) fn expire(&mut self, now: Instant) {
         while self.partial.front().is_some_and(|partial| partial.until <= now) {
             self.discard(0);
         }
@@ -325,5 +330,8 @@ mod tests {
         reassembly.accept(now() + PATIENCE, &pieces[0]).unwrap();
         assert_eq!(reassembly.partial.len(), 1);
         assert_eq!(reassembly.take_lost(), 500, "each that went for room or for age");
+        assert_eq!(reassembly.poll_at(), Some(now() + PATIENCE + PATIENCE));
+        reassembly.expire(now() + PATIENCE + PATIENCE);
+        assert_eq!((reassembly.poll_at(), reassembly.held, reassembly.take_lost()), (None, 0, 1));
     }
 }

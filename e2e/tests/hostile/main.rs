@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use tunproxy_e2e::{Path, Report, WorldOptions, rows};
 use tunproxy_testkit::packet::{self, Tcp, flags};
 use tunproxy_testkit::raw::{Pace, RawLink};
-use tunproxy_testkit::topology::{BLACK_HOLE_V4, BLACK_HOLE_V6};
+use tunproxy_testkit::topology::{BLACK_HOLE_V4, BLACK_HOLE_V6, UPLINK};
 use tunproxy_testkit::{Host, root_or_skip, wait};
 
 use lab::{LIMIT, Lab, works};
@@ -38,6 +38,7 @@ fn raw_packets() {
     }
     malformed(&mut report, &lab);
     too_many(&mut report, &lab);
+    incomplete(&mut report, &lab);
     report.row("50,000 mutations", || mutations(&lab));
     report.row("the hostile pod's own programs work again", || {
         lab.let_speak()?;
@@ -69,24 +70,6 @@ fn malformed(report: &mut Report, lab: &Lab) {
     report.row("destinations that are many", || each("multicast", packets::to_many(lab)));
     report.row("ICMP of every type", || each("icmp-type", packets::icmp_types(lab)));
     report.row("segments of no connection, every flag", || each("no-flow", packets::strays(lab)));
-    report.row("unknown protocols and extension headers", || {
-        // Of 256 numbers IPv4 has three that are known (1, 6, 17), IPv6 seven (0, 6, 17, 43, 44, 58, 60); the fragment waits.
-        let expected = [
-            ("unknown-protocol", 253 + 249),
-            ("bad-checksum", 2 + 2),
-            // UDP's length, twice; the chain.
-            ("bad-header", 2 + 1),
-            ("truncated", 2),
-            ("source-route", 1),
-        ];
-        lab.attack(&expected, packets::protocols(lab))
-    });
-    report.row("fragments: overlapping, tiny, never complete", || {
-        let packets = packets::fragments(lab);
-        // Six became SYNs; one waited from the row before.
-        let lost = packets.len() as u64 - 6 + 1 - INCOMPLETE;
-        lab.attack(&[("fragment", lost)], packets)
-    });
 }
 
 /// Good packets, more than there is room for.
@@ -113,6 +96,29 @@ fn too_many(report: &mut Report, lab: &Lab) {
     }
     report.row("UDP from 20,000 ports", || udp_ports(lab));
     report.row("UDP from one port to 9,000", || udp_peers(lab));
+    report.row("datagrams that wait for a neighbour that is not there", || udp_backlog(lab));
+}
+
+/// Fragments, last of all exact counts: those that wait for the rest are counted when their time is over.
+fn incomplete(report: &mut Report, lab: &Lab) {
+    report.row("unknown protocols and extension headers", || {
+        // Of 256 numbers IPv4 has three that are known (1, 6, 17), IPv6 seven (0, 6, 17, 43, 44, 58, 60); the fragment waits.
+        let expected = [
+            ("unknown-protocol", 253 + 249),
+            ("bad-checksum", 2 + 2),
+            // UDP's length, twice; the chain.
+            ("bad-header", 2 + 1),
+            ("truncated", 2),
+            ("source-route", 1),
+        ];
+        lab.attack(&expected, packets::protocols(lab))
+    });
+    report.row("fragments: overlapping, tiny, never complete", || {
+        let packets = packets::fragments(lab);
+        // Six became SYNs; one waited from the row before.
+        let lost = packets.len() as u64 - 6 + 1 - INCOMPLETE;
+        lab.attack(&[("fragment", lost)], packets)
+    });
 }
 
 /// SYNs of which none is ever answered by the pod: what waits is bounded, in descriptors too. Each that was read either
@@ -179,6 +185,23 @@ fn udp_ports(lab: &Lab) -> Result<()> {
         recorded == evicted && evicted + idle == u64::from(PORTS),
         "{evicted} counted, {recorded} recorded as evicted, {idle} idle"
     );
+    lab.survived()
+}
+
+/// What a socket has no room for is counted: it waits for a neighbour that does not answer, until the kernel gives up.
+fn udp_backlog(lab: &Lab) -> Result<()> {
+    const DATAGRAMS: usize = 1_000;
+    let node = &lab.world.topology.node;
+    node.sysctl(&format!("net.ipv4.neigh.{UPLINK}.unres_qlen_bytes"), "16777216")?;
+    let [first, second, third, _] = Host::Web.v4().octets();
+    let nobody = SocketAddr::from(([first, second, third, 222], 4_000));
+    // A port that has its mapping already.
+    let from = SocketAddr::new(lab.v4, 1_999);
+    let packets = std::iter::repeat_n(packet::udp(from, nobody, &[7; 1_400]), DATAGRAMS);
+    let counts = lab.send(Pace::AsTaken, packets)?;
+    let lost = counts.dropped("send-failed");
+    ensure!(lost > 0 && lost < DATAGRAMS as u64, "{lost} of {DATAGRAMS} found no room: {:?}", counts.drops);
+    ensure!(counts.drops.len() == 1, "also dropped: {:?}", counts.drops);
     lab.survived()
 }
 

@@ -207,6 +207,11 @@ impl Stack {
         &self.shared.counters
     }
 
+    /// A socket had no room for a datagram or an echo request of the pod: it is lost, as on any link.
+    pub fn send_failed(&mut self) {
+        self.shared.counters.drop(DropReason::SendFailed);
+    }
+
     /// TCP flows (pending ones included), UDP mappings and ICMP echo flows.
     pub fn flow_counts(&self) -> (usize, usize, usize) {
         (self.tcp.len(), self.udp.len(), self.echo.len())
@@ -233,9 +238,7 @@ impl Stack {
             Ok(packet) => packet,
             Err(DropReason::Fragment) => {
                 let accepted = self.reassembly.accept(cx.now, &buffer.bytes()[vnet::LEN..]);
-                for _ in 0..self.reassembly.take_lost() {
-                    self.shared.counters.drop(DropReason::Fragment);
-                }
+                self.count_lost_fragments();
                 let Some(whole) = accepted? else {
                     return Ok(Input::Done);
                 };
@@ -428,13 +431,22 @@ impl Stack {
 
     /// When [`Stack::handle_timeout`] wants to be called.
     pub fn poll_at(&self) -> Option<Instant> {
-        [self.tcp.poll_at(), self.udp.poll_at(), self.echo.poll_at()].into_iter().flatten().min()
+        let times = [self.tcp.poll_at(), self.udp.poll_at(), self.echo.poll_at(), self.reassembly.poll_at()];
+        times.into_iter().flatten().min()
     }
 
     pub fn handle_timeout(&mut self, cx: &mut Cx<'_>) {
         self.tcp.handle_timeout(&mut self.shared, cx);
         self.udp.handle_timeout(&mut self.shared, cx.now);
         self.echo.handle_timeout(&mut self.shared, cx.now);
+        self.reassembly.expire(cx.now);
+        self.count_lost_fragments();
+    }
+
+    fn count_lost_fragments(&mut self) {
+        for _ in 0..self.reassembly.take_lost() {
+            self.shared.counters.drop(DropReason::Fragment);
+        }
     }
 }
 
