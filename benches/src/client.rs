@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::{Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use crate::server::{CHUNK, DOWNLOAD, ECHO, UPLOAD, idle_port, short_port};
+use crate::server::{CHUNK, DOWNLOAD, ECHO, UPLOAD, count_port, idle_port, short_port};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Slow start and the pools' first growth are over by then.
@@ -32,6 +32,8 @@ pub enum Load {
     RoundTrip { seconds: f64 },
     /// 64-byte datagrams there and back, this many under way: datagrams a second.
     Datagrams { window: usize, seconds: f64 },
+    /// 1,400-byte datagrams up on one flow, as fast as they go: datagrams a second that arrived.
+    Flood { seconds: f64 },
     /// Opens connections, prints "ready" and holds them until standard input ends.
     Idle { count: usize },
 }
@@ -55,6 +57,7 @@ impl Load {
             Self::Connect { threads, seconds } => connections(server, threads, seconds),
             Self::RoundTrip { seconds } => round_trips(server, seconds),
             Self::Datagrams { window, seconds } => datagrams(server, window, seconds),
+            Self::Flood { seconds } => flood(server, seconds),
             Self::Idle { count } => idle(server, count),
         }
     }
@@ -152,12 +155,48 @@ fn round_trips(server: SocketAddr, seconds: f64) -> Result<Measured> {
     Ok(Measured { value: micros(0.5), p99: Some(micros(0.99)), ..Measured::default() })
 }
 
-/// A lost datagram is replaced after a while: UDP promises nothing, and the window must not drain.
-fn datagrams(server: SocketAddr, window: usize, seconds: f64) -> Result<Measured> {
+/// What the socket or the path has no room for is lost; only what arrived counts.
+fn flood(server: SocketAddr, seconds: f64) -> Result<Measured> {
+    let socket = udp(count_port(server))?;
+    let payload = [0x44; 1_400];
+    let send_for = |time: Duration| {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            let _ = socket.send(&payload);
+        }
+    };
+    send_for(WARM_UP);
+    let (before, began) = (arrived(&socket)?, Instant::now());
+    send_for(Duration::from_secs_f64(seconds));
+    let elapsed = began.elapsed();
+    let count = arrived(&socket)? - before;
+    Ok(Measured { value: count as f64 / elapsed.as_secs_f64(), ..Measured::default() })
+}
+
+/// The question waits behind the flood, and may be lost like a part of it.
+fn arrived(socket: &UdpSocket) -> Result<u64> {
+    let until = Instant::now() + TIMEOUT;
+    while Instant::now() < until {
+        let _ = socket.send(b"?");
+        let mut count = [0; 8];
+        if socket.recv(&mut count).is_ok() {
+            return Ok(u64::from_be_bytes(count));
+        }
+    }
+    anyhow::bail!("no answer over UDP within {TIMEOUT:?}")
+}
+
+fn udp(server: SocketAddr) -> Result<UdpSocket> {
     let any: SocketAddr = if server.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
     let socket = UdpSocket::bind(any)?;
     socket.connect(server)?;
     socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+    Ok(socket)
+}
+
+/// A lost datagram is replaced after a while: UDP promises nothing, and the window must not drain.
+fn datagrams(server: SocketAddr, window: usize, seconds: f64) -> Result<Measured> {
+    let socket = udp(server)?;
     let payload = [0x33; 64];
     let mut buffer = [0; 128];
     let send_window = || (0..window).try_for_each(|_| socket.send(&payload).map(drop));

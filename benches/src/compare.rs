@@ -47,7 +47,7 @@ struct LoadRow {
     aim: Option<Aim>,
 }
 
-const LOADS: [LoadRow; 7] = [
+const LOADS: [LoadRow; 8] = [
     LoadRow { name: "TCP up, 1 stream", load: "bulk up 1", unit: Unit::Gbit, aim: Some(Aim::Ratio(0.75)) },
     LoadRow {
         name: "TCP down, 1 stream",
@@ -74,7 +74,18 @@ const LOADS: [LoadRow; 7] = [
         unit: Unit::Micros,
         aim: Some(Aim::Added(35.0)),
     },
-    LoadRow { name: "UDP 64 B, 32 under way", load: "datagrams 32", unit: Unit::PerSecond, aim: None },
+    LoadRow {
+        name: "UDP 64 B, 32 under way",
+        load: "datagrams 32",
+        unit: Unit::PerSecond,
+        aim: Some(Aim::Ratio(0.5)),
+    },
+    LoadRow {
+        name: "UDP 1400 B up, 1 flow",
+        load: "flood",
+        unit: Unit::PerSecond,
+        aim: Some(Aim::Ratio(0.5)),
+    },
 ];
 
 /// Fields are dropped in this order: pods, agent, server, namespaces.

@@ -1,4 +1,5 @@
-//! The server's side: streams on one port, one-byte connections on the next, held connections on the third, UDP echo.
+//! The server's side: streams on one port, one-byte connections on the next, held connections on the third, UDP echo, and
+//! UDP that is counted.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -16,6 +17,11 @@ pub fn short_port(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port() + 1)
 }
 
+/// Where datagrams go that are only counted.
+pub fn count_port(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip(), address.port() + 1)
+}
+
 /// Where idle connections go.
 pub fn idle_port(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port() + 2)
@@ -26,6 +32,8 @@ pub fn serve(address: SocketAddr) -> Result<()> {
     let (streams, short, idle) = (bind(address)?, bind(short_port(address))?, bind(idle_port(address))?);
     let datagrams = UdpSocket::bind(address)?;
     thread::spawn(move || echo_datagrams(&datagrams));
+    let counted = UdpSocket::bind(count_port(address))?;
+    thread::spawn(move || count_datagrams(&counted));
     for _ in 0..4 {
         let short = short.try_clone()?;
         thread::spawn(move || answer_short(&short));
@@ -76,6 +84,18 @@ fn hold(listener: &TcpListener) {
         // The clients of a finished measurement have closed theirs.
         if held.len().is_multiple_of(1024) {
             held.retain(|stream| stream.set_nonblocking(true).is_ok() && stream.peek(&mut [0]).is_err());
+        }
+    }
+}
+
+/// A datagram of one octet asks how many longer ones have come so far.
+fn count_datagrams(socket: &UdpSocket) {
+    let (mut buffer, mut count) = (vec![0; 65_536], 0u64);
+    while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+        if length == 1 {
+            let _ = socket.send_to(&count.to_be_bytes(), from);
+        } else {
+            count += 1;
         }
     }
 }

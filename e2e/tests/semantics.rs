@@ -1,12 +1,13 @@
 //! What a connection's ends see of each other: half-close, reset, refusal, silence, slowness.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use tunproxy_e2e::{Path, Pod, Report, World, WorldOptions, rows};
 use tunproxy_testkit::topology::{BLACK_HOLE_V4, BLACK_HOLE_V6, UNREACHABLE_V4, UNREACHABLE_V6};
 use tunproxy_testkit::{AgentProcess, Host, Namespace, root_or_skip, wait};
@@ -34,6 +35,15 @@ impl Lab {
 
     fn connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
         self.pod.tcp_connect(to, LIMIT)
+    }
+
+    /// Does `work` while the agent stands still, where there is one.
+    fn stopped(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let Some(agent) = &self.world.agent else { return work() };
+        agent.signal(Signal::STOP)?;
+        let outcome = work();
+        agent.signal(Signal::CONT)?;
+        outcome
     }
 
     /// A connected pair: the pod's end and the server's.
@@ -71,6 +81,7 @@ fn everything(path: Path) {
         report.row(format!("one byte at a time {ip}"), || dribble(lab.pair(ip)?));
         report.row(format!("close with unread data {ip}"), || unread_close(lab.pair(ip)?));
         report.row(format!("UDP of every size {ip}"), || datagrams(&lab, ip));
+        report.row(format!("bursts of UDP {ip}"), || bursts(&lab, ip));
         report.row(format!("slow writers {ip}"), || slow_writers(&lab, ip));
         report.row(format!("slow reader outside {ip}"), || slow_reader(&lab, ip, false));
         report.row(format!("slow reader in the pod {ip}"), || slow_reader(&lab, ip, true));
@@ -221,6 +232,49 @@ fn datagrams(lab: &Lab, ip: IpAddr) -> Result<()> {
         let (length, _) = client.recv_from(&mut buffer).with_context(|| format!("{size} bytes back"))?;
         ensure!(buffer[..length] == sent, "{size} bytes back");
     }
+    Ok(())
+}
+
+/// Many datagrams wait in the TUN when the agent comes to them: each arrives as it was, and in order, whatever it did to
+/// send them at once.
+fn bursts(lab: &Lab, ip: IpAddr) -> Result<()> {
+    let (server, other) =
+        (lab.outside().udp_bind(SocketAddr::new(ip, 0))?, lab.outside().udp_bind(SocketAddr::new(ip, 0))?);
+    let any: SocketAddr = if ip.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
+    let client = lab.pod.udp_bind(any)?;
+    for socket in [&server, &other] {
+        socket.set_read_timeout(Some(LIMIT))?;
+    }
+    // A run ends by a shorter one, by one of nothing, by a longer one; the path takes none of 4,000 octets.
+    let odd = vec![1_400, 1_400, 700, 1_400, 0, 0, 1, 1, 1_452, 1_452];
+    for burst in [vec![1_400; 50], odd, vec![4_000; 10], vec![64; 90]] {
+        lab.stopped(|| {
+            for (index, &length) in burst.iter().enumerate() {
+                client.send_to(&pattern(length, index as u64), server.local_addr()?)?;
+                if index % 20 == 19 {
+                    client.send_to(b"between", other.local_addr()?)?;
+                }
+            }
+            Ok(())
+        })?;
+        for (index, &length) in burst.iter().enumerate() {
+            expect(&server, &pattern(length, index as u64)).with_context(|| format!("datagram {index}"))?;
+            if index % 20 == 19 {
+                expect(&other, b"between")?;
+            }
+        }
+    }
+    // The same as one super-segment of the pod's own making.
+    nix::sys::socket::setsockopt(&client, nix::sys::socket::sockopt::UdpGsoSegment, &1_400)?;
+    let whole = pattern(30 * 1_400 + 9, 3);
+    client.send_to(&whole, server.local_addr()?)?;
+    whole.chunks(1_400).try_for_each(|datagram| expect(&server, datagram))
+}
+
+fn expect(socket: &UdpSocket, wanted: &[u8]) -> Result<()> {
+    let mut buffer = vec![0; 65_536];
+    let (length, _) = socket.recv_from(&mut buffer)?;
+    ensure!(buffer[..length] == *wanted, "{length} octets instead of {}", wanted.len());
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use mio::{Events, Poll, Waker};
 use slab::Slab;
 use tunproxy_datapath::{Account, Instant, PacketBuf, Pool};
 
+use super::datagram_run::DatagramRun;
 use super::descriptors::Descriptors;
 use super::pod::{Env, Pod};
 use super::token::{WAKER, unpack};
@@ -30,6 +31,7 @@ pub(super) struct EventLoop {
     timers: BTreeSet<(Instant, usize)>,
     pool: Pool,
     buffer: PacketBuf,
+    run: DatagramRun,
     config: WorkersConfig,
     descriptors: Arc<Descriptors>,
     dialer: Arc<dyn Dialer>,
@@ -58,6 +60,7 @@ impl EventLoop {
             timers: BTreeSet::new(),
             pool,
             buffer,
+            run: DatagramRun::new(),
             config: config.clone(),
             descriptors: descriptors.clone(),
             dialer,
@@ -183,6 +186,7 @@ impl EventLoop {
         let mut env = Env {
             now,
             pool: &mut self.pool,
+            run: &mut self.run,
             registry: self.poll.registry(),
             dialer: &self.dialer,
             sink: &self.sink,
@@ -262,6 +266,7 @@ impl EventLoop {
         let mut env = Env {
             now,
             pool: &mut self.pool,
+            run: &mut self.run,
             registry: self.poll.registry(),
             dialer: &self.dialer,
             sink: &self.sink,

@@ -5,6 +5,7 @@
 //! elsewhere, by the [`Dialer`], and comes back as a connected socket.
 
 mod clock;
+mod datagram_run;
 mod descriptors;
 mod event_loop;
 mod icmp_io;

@@ -13,6 +13,7 @@ use tunproxy_datapath::{
 };
 use tunproxy_policy::Workload;
 
+use super::datagram_run::DatagramRun;
 use super::descriptors::Share;
 use super::icmp_io::EchoSocket;
 use super::tcp_io::FlowSocket;
@@ -26,6 +27,8 @@ use super::{Dialed, Dialer, FlowSink, Handle, PodConfig, PodId, PodRules, PodSna
 pub(super) struct Env<'a> {
     pub(super) now: Instant,
     pub(super) pool: &'a mut Pool,
+    /// Datagrams that wait to leave together; empty outside [`Pod::read_tun`].
+    pub(super) run: &'a mut DatagramRun,
     pub(super) registry: &'a Registry,
     pub(super) dialer: &'a Arc<dyn Dialer>,
     pub(super) sink: &'a Arc<dyn FlowSink>,
@@ -164,25 +167,50 @@ impl Pod {
 
     fn read_tun(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf, number: usize) -> bool {
         let mut turn = Turn::of_tun();
-        while !turn.is_over() {
-            if !self.queues[number].read(buffer) {
-                return false;
-            }
-            turn.spend(buffer.len);
-            let input = self.stack.handle_packet(&mut env.cx(), buffer);
-            match input {
-                Input::Done => {}
-                Input::Datagram { mapping, destination, payload, segment } => {
-                    self.act(env);
-                    self.send_datagrams(env.now, mapping, destination, &buffer.bytes()[payload], segment);
-                }
-                Input::Echo { echo, destination, sequence, payload } => {
-                    self.act(env);
-                    self.send_echo(env.now, echo, destination, sequence, &buffer.bytes()[payload]);
-                }
+        let mut more = true;
+        while more && !turn.is_over() {
+            more = self.queues[number].read(buffer);
+            if more {
+                turn.spend(buffer.len);
+                self.handle_packet(env, buffer);
             }
         }
-        true
+        self.send_run(env);
+        more
+    }
+
+    fn handle_packet(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf) {
+        match self.stack.handle_packet(&mut env.cx(), buffer) {
+            // A datagram waits for more of its kind only, not for other packets.
+            Input::Done => self.send_run(env),
+            Input::Datagram { mapping, destination, payload, segment } => {
+                let datagrams = &buffer.bytes()[payload];
+                let joins = segment == 0 && env.run.takes(mapping, destination, datagrams.len());
+                // Before what the stack has decided of this packet: a mapping that makes room for it may be the run's.
+                if !joins {
+                    self.send_run(env);
+                }
+                self.act(env);
+                if segment == 0 {
+                    env.run.push(mapping, destination, datagrams);
+                } else {
+                    self.send_datagrams(env.now, mapping, destination, datagrams, usize::from(segment));
+                }
+            }
+            Input::Echo { echo, destination, sequence, payload } => {
+                self.send_run(env);
+                self.act(env);
+                self.send_echo(env.now, echo, destination, sequence, &buffer.bytes()[payload]);
+            }
+        }
+    }
+
+    /// Sends the datagrams that wait.
+    fn send_run(&mut self, env: &mut Env<'_>) {
+        if let Some((mapping, destination, segment)) = env.run.take() {
+            self.send_datagrams(env.now, mapping, destination, env.run.octets(), segment);
+            env.run.clear();
+        }
     }
 
     /// Carries out everything the stack has decided: sockets, octets for upstreams, packets for the pod.

@@ -12,6 +12,7 @@ use tunproxy_policy::model::Policies;
 use tunproxy_policy::{NodeDefault, NodeSettings, PolicySet};
 use tunproxy_testkit::packet;
 
+use super::datagram_run::DatagramRun;
 use super::pod::{Env, Pod};
 use super::token::{Source, WAKER};
 use super::*;
@@ -42,6 +43,7 @@ struct Bench {
     poll: Poll,
     pool: Pool,
     buffer: PacketBuf,
+    run: DatagramRun,
     commands: Receiver<Command>,
     worker: Handle,
     silent: Arc<Silent>,
@@ -68,13 +70,15 @@ impl Bench {
         let share = descriptors.share();
         let pod = Pod::new(0, pod_config(tun), &config, share, poll.registry()).unwrap();
         let sink = Arc::new(Deaf);
-        (Self { poll, pool, buffer, commands, worker, silent, dialer, sink, descriptors, wire }, pod)
+        let run = DatagramRun::new();
+        (Self { poll, pool, buffer, run, commands, worker, silent, dialer, sink, descriptors, wire }, pod)
     }
 
     fn with<T>(&mut self, work: impl FnOnce(&mut Env<'_>, &mut PacketBuf) -> T) -> T {
         let mut env = Env {
             now: Instant::from_secs(1),
             pool: &mut self.pool,
+            run: &mut self.run,
             registry: self.poll.registry(),
             dialer: &self.dialer,
             sink: &self.sink,

@@ -1,14 +1,17 @@
 //! The outside sockets of UDP mappings.
 
+use std::io::IoSlice;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use mio::Interest;
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recvfrom, sendto};
 use tunproxy_datapath::{Instant, MappingId, PacketBuf};
 use tunproxy_linux_net::error_queue;
 
+use super::datagram_run;
 use super::descriptors::Lease;
 use super::pod::{Env, Pod, register, store};
 use super::socket::{failure_of, open_udp};
@@ -28,12 +31,30 @@ pub(super) struct UdpSocket {
 impl UdpSocket {
     /// Sends one datagram; `false`: a full buffer has lost it, as any link may.
     fn send(&self, datagram: &[u8], to: SocketAddr) -> Result<bool, Errno> {
-        match sendto(&self.fd, datagram, SendFlags::empty(), &to) {
-            Ok(_) => Ok(true),
-            Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => Ok(false),
-            Err(errno) => Err(errno),
-        }
+        taken(sendto(&self.fd, datagram, SendFlags::empty(), &to))
     }
+
+    /// Sends datagrams of `segment` octets each, the last one perhaps shorter, in one call.
+    fn send_segments(&self, datagrams: &[u8], segment: u16, to: SocketAddr) -> Result<bool, Errno> {
+        let control = [ControlMessage::UdpGsoSegments(&segment)];
+        let to = SockaddrStorage::from(to);
+        let sent =
+            sendmsg(self.fd.as_raw_fd(), &[IoSlice::new(datagrams)], &control, MsgFlags::empty(), Some(&to));
+        taken(sent.map_err(|errno| Errno::from_raw_os_error(errno as i32)))
+    }
+}
+
+fn taken(sent: Result<usize, Errno>) -> Result<bool, Errno> {
+    match sent {
+        Ok(_) => Ok(true),
+        Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The path or its device takes no run of such datagrams; each alone is another matter.
+fn is_about_the_run(errno: Errno) -> bool {
+    matches!(errno, Errno::INVAL | Errno::MSGSIZE | Errno::IO | Errno::OPNOTSUPP)
 }
 
 impl Pod {
@@ -56,50 +77,75 @@ impl Pod {
         }
     }
 
-    /// Sends a datagram, or a run of them of `segment` octets each.
+    /// Sends datagrams of `segment` octets each, the last one perhaps shorter.
     pub(super) fn send_datagrams(
         &mut self,
         now: Instant,
         mapping: MappingId,
         to: SocketAddr,
-        payload: &[u8],
-        segment: u16,
+        datagrams: &[u8],
+        segment: usize,
     ) {
-        let size = if segment == 0 { payload.len().max(1) } else { usize::from(segment) };
-        let mut rest = payload;
-        loop {
-            let (datagram, after) = rest.split_at(size.min(rest.len()));
-            match self.send_datagram(now, mapping, to, datagram) {
-                Ok(true) => {}
-                Ok(false) => self.stack.send_failed(),
-                Err(errno) => {
-                    self.stack.udp_failed(now, mapping, to, failure_of(&errno.into()));
-                    return;
-                }
-            }
-            rest = after;
-            if rest.is_empty() {
+        for call in datagram_run::calls(datagrams, segment) {
+            if let Err(errno) = self.send_call(now, mapping, to, call, segment) {
+                self.stack.udp_failed(now, mapping, to, failure_of(&errno.into()));
                 return;
             }
         }
     }
 
-    fn send_datagram(
+    fn send_call(
         &mut self,
         now: Instant,
         mapping: MappingId,
         to: SocketAddr,
-        datagram: &[u8],
+        datagrams: &[u8],
+        segment: usize,
+    ) -> Result<(), Errno> {
+        if datagrams.len() > segment {
+            let sent =
+                self.try_send(now, mapping, |socket| socket.send_segments(datagrams, segment as u16, to));
+            match sent {
+                Err(errno) if is_about_the_run(errno) => {}
+                sent => {
+                    self.note(sent?, datagrams.len().div_ceil(segment));
+                    return Ok(());
+                }
+            }
+        }
+        let mut rest = datagrams;
+        loop {
+            let (datagram, after) = rest.split_at(segment.min(rest.len()));
+            let sent = self.try_send(now, mapping, |socket| socket.send(datagram, to))?;
+            self.note(sent, 1);
+            rest = after;
+            if rest.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn note(&mut self, sent: bool, datagrams: usize) {
+        if !sent {
+            (0..datagrams).for_each(|_| self.stack.send_failed());
+        }
+    }
+
+    fn try_send(
+        &mut self,
+        now: Instant,
+        mapping: MappingId,
+        send: impl Fn(&UdpSocket) -> Result<bool, Errno>,
     ) -> Result<bool, Errno> {
-        let send = |pod: &Self| match pod.mappings.get(mapping.slot as usize) {
-            Some(Some(socket)) if socket.id == mapping => socket.send(datagram, to),
+        let attempt = |pod: &Self| match pod.mappings.get(mapping.slot as usize) {
+            Some(Some(socket)) if socket.id == mapping => send(socket),
             // The outside has just ended it; that was told.
             _ => Ok(true),
         };
-        send(self).or_else(|_| {
+        attempt(self).or_else(|_| {
             // The error may be an earlier datagram's, told now; then it is on the queue, and this one can go.
             self.take_errors(now, mapping.slot);
-            send(self)
+            attempt(self)
         })
     }
 
@@ -144,5 +190,32 @@ impl Pod {
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket as Receiver};
+
+    use super::*;
+    use crate::worker::descriptors::Descriptors;
+
+    #[test]
+    fn the_kernel_cuts_what_leaves_in_one_call() {
+        for v6 in [false, true] {
+            let loopback: std::net::IpAddr =
+                if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+            let receiver = Receiver::bind((loopback, 0)).unwrap();
+            let lease = Descriptors::of(4_096).share().lease().unwrap();
+            let id = MappingId { slot: 0, generation: 0 };
+            let socket = UdpSocket { id, fd: open_udp(v6, None).unwrap(), _lease: lease };
+            let datagrams: Vec<u8> = (0..=255).cycle().take(20 * 1_200 + 7).collect();
+            assert_eq!(socket.send_segments(&datagrams, 1_200, receiver.local_addr().unwrap()), Ok(true));
+            let mut buffer = [0; 2_000];
+            for wanted in datagrams.chunks(1_200) {
+                let (length, _) = receiver.recv_from(&mut buffer).unwrap();
+                assert_eq!(buffer[..length], *wanted);
+            }
+        }
     }
 }

@@ -141,6 +141,10 @@ impl AgentProcess {
         self.process.kill().map(drop)
     }
 
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
+    }
+
     /// SIGTERM, and how it ended.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         self.process.signal(Signal::TERM)?;
