@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tunproxy_tun_stack::Stream;
+use tunproxy_tun_stack::{Stack, Stream};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -33,17 +33,15 @@ struct Cli {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    sample::run(connect(cli))
+    let outcome = sample::run(&cli.network, |stack| connect(stack, &cli));
+    // As a shell shows a program that a signal has cut short.
+    sample::report(outcome, |signal| ExitCode::from(128 + signal))
 }
 
-async fn connect(cli: Cli) -> anyhow::Result<()> {
-    let stack = cli.network.start()?;
+async fn connect(stack: Stack, cli: &Cli) -> anyhow::Result<()> {
     let stream = stack.dialer().with_timeout(Duration::from_secs(cli.timeout)).dial(cli.to).await?;
     eprintln!("connect: {} to {}", stream.local_addr(), stream.peer_addr());
-    let outcome = converse(stream).await;
-    // What was written is delivered before the TUN goes.
-    stack.close().await;
-    outcome
+    converse(stream).await
 }
 
 /// Until the peer's end; the end of standard input is passed on before.

@@ -29,12 +29,13 @@ struct Cli {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    sample::run(serve(cli))
+    let outcome = sample::run(&cli.network, |stack| serve(stack, &cli));
+    // A signal is the way to end a server.
+    sample::report(outcome, |_| ExitCode::SUCCESS)
 }
 
 /// Until the TUN is gone.
-async fn serve(cli: Cli) -> anyhow::Result<()> {
-    let stack = cli.network.start()?;
+async fn serve(stack: Stack, cli: &Cli) -> anyhow::Result<()> {
     let mut services = JoinSet::new();
     for network in &cli.network.address {
         let address = SocketAddr::new(network.addr(), cli.port);

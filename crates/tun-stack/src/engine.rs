@@ -96,6 +96,10 @@ impl Engine {
         &self.device
     }
 
+    pub fn open(&self) -> usize {
+        self.open
+    }
+
     /// A packet from the TUN. Afterwards, at least once for a batch, [`Self::poll`].
     pub fn handle_packet(&mut self, now: Instant, packet: &[u8]) {
         let admitted = match inspect(packet) {
@@ -141,11 +145,12 @@ impl Engine {
         &mut self.outbox
     }
 
-    /// Nothing is left to be delivered. A connection in TIME-WAIT waits for nobody.
+    /// Nothing is left to be delivered. In FIN-WAIT-2 and TIME-WAIT the peer has acknowledged everything.
     pub fn is_drained(&self) -> bool {
+        use tcp_socket::State::{FinWait2, TimeWait};
         self.unsent.is_empty()
             && (self.connections.is_empty() || self.ended.is_some())
-            && self.orphans.keys().all(|handle| self.tcp(*handle).state() == tcp_socket::State::TimeWait)
+            && self.orphans.keys().all(|handle| matches!(self.tcp(*handle).state(), FinWait2 | TimeWait))
     }
 
     /// Ends every socket that somebody holds: who waits for one is woken and gets the reason, the peers get a reset. What

@@ -134,6 +134,12 @@ impl Stack {
         let _ = self.handle.shared.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
+    /// Sockets in use, of [`StackConfig::sockets`]: TCP and UDP, with those that are being closed and those that no
+    /// listener has handed out yet.
+    pub fn sockets(&self) -> usize {
+        self.handle.shared.engine().open()
+    }
+
     /// False when the stack has ended.
     pub fn is_running(&self) -> bool {
         !self.task.is_finished()

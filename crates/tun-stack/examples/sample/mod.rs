@@ -28,38 +28,57 @@ pub struct Network {
 }
 
 impl Network {
-    pub fn start(&self) -> anyhow::Result<Stack> {
+    fn start(&self) -> anyhow::Result<Stack> {
         let device = TunDevice::create(&self.device, self.mtu, &self.host)
             .with_context(|| format!("--device {}", self.device))?;
         Stack::new(device, StackConfig::new(self.address.clone())).context("the stack cannot start")
     }
 }
 
-/// Runs `work` until it ends or a signal comes. What it opened is closed then.
-pub fn run(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let outcome = runtime.context("no tokio runtime").and_then(|runtime| {
-        let outcome = runtime.block_on(until_signal(work));
-        // A read of standard input cannot be taken back; nobody waits for it.
-        runtime.shutdown_background();
+/// How a sample ended that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Done,
+    /// SIGINT or SIGTERM came, its number.
+    Signal(u8),
+}
+
+/// Runs `work` on a stack until it ends or a signal comes, then closes the stack: what was written is delivered, open
+/// connections are reset, and the TUN is gone.
+pub fn run<W>(network: &Network, work: impl FnOnce(Stack) -> W) -> anyhow::Result<End>
+where
+    W: Future<Output = anyhow::Result<()>>,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        let stack = network.start()?;
+        let outcome = until_signal(work(stack.clone())).await;
+        stack.close().await;
         outcome
     });
+    // A read of standard input cannot be taken back; nobody waits for it.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// The exit status, and the error for people.
+pub fn report(outcome: anyhow::Result<End>, of_signal: impl FnOnce(u8) -> ExitCode) -> ExitCode {
     match outcome {
-        Ok(code) => code,
+        Ok(End::Done) => ExitCode::SUCCESS,
+        Ok(End::Signal(number)) => of_signal(number),
         Err(error) => {
-            eprintln!("{error:#}");
+            eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-async fn until_signal(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
+async fn until_signal(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<End> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
-        done = work => done.map(|()| ExitCode::SUCCESS),
-        // As a shell shows a program that a signal has ended.
-        _ = interrupt.recv() => Ok(ExitCode::from(128 + 2)),
-        _ = terminate.recv() => Ok(ExitCode::from(128 + 15)),
+        done = work => done.map(|()| End::Done),
+        _ = interrupt.recv() => Ok(End::Signal(2)),
+        _ = terminate.recv() => Ok(End::Signal(15)),
     }
 }
