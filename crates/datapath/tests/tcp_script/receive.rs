@@ -364,3 +364,13 @@ fn a_reset_by_the_upstream_reaches_the_pod() {
     s.pod(fin(4, 1));
     s.expect(RST).seq(1);
 }
+
+#[test]
+fn segments_read_in_one_go_are_acknowledged_together() {
+    let mut s = Script::connected(syn().mss(1_000));
+    let segments: Vec<_> = (0..10).map(|number| data(1 + number * 1_000, 1, &[7; 1_000])).collect();
+    s.pod_at_once(&segments);
+    s.expect(ACK).ack(10_001);
+    s.quiet();
+    s.upstream_got(&[7; 10_000]);
+}

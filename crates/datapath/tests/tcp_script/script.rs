@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::Instant as Wall;
 
 use tunproxy_datapath::{
-    Counters, Cx, DialFailure, DropReason, Duration, FlowId, FlowRecord, Instant, StackConfig, Target,
+    Counters, Cx, DialFailure, DropReason, Duration, FlowId, FlowRecord, Instant, StackConfig, Target, vnet,
 };
 use tunproxy_testkit::packet;
 
@@ -127,6 +127,23 @@ impl Script {
         self.note_promises(&segment);
         let packet = segment.build((self.pod, self.remote), self.irs, self.iss.unwrap_or(0));
         self.packet(&packet);
+    }
+
+    /// Segments that are read from the TUN in one go.
+    #[track_caller]
+    pub fn pod_at_once(&mut self, segments: &[Seg]) {
+        for segment in segments {
+            self.note_promises(segment);
+            let packet = segment.build((self.pod, self.remote), self.irs, self.iss.unwrap_or(0));
+            let mut buffer = self.engine.pool.take();
+            buffer.space()[..vnet::LEN].fill(0);
+            buffer.space()[vnet::LEN..vnet::LEN + packet.len()].copy_from_slice(&packet);
+            buffer.len = vnet::LEN + packet.len();
+            let cx = &mut Cx { now: self.now, pool: &mut self.engine.pool };
+            self.engine.stack.handle_packet(cx, &mut buffer);
+            self.engine.pool.give(buffer);
+        }
+        self.settle();
     }
 
     #[track_caller]

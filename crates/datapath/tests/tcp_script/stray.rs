@@ -190,3 +190,56 @@ fn octets_behind_the_ip_packet_are_not_part_of_it() {
     s.expect(ACK).ack(4);
     s.upstream_got(b"abc");
 }
+
+#[test]
+fn options_of_ip_are_skipped_and_source_routes_refused() {
+    // Record route, timestamp, router alert, one that nobody knows.
+    for option in [&[7, 7, 4, 0, 0, 0, 0, 0][..], &[68, 8, 5, 0, 0, 0, 0, 0], &[148, 4, 0, 0], &[30, 4, 1, 2]]
+    {
+        let mut s = Script::new();
+        let plain = syn().build((s.pod, s.remote), s.irs, 0);
+        s.packet(&packet::with_ipv4_options(&plain, option));
+        s.expect(SYN | ACK).ack(1);
+        s.pod(ack(1, 1));
+        let plain = data(1, 1, b"abc").build((s.pod, s.remote), s.irs, s.iss.expect("an ISS"));
+        s.packet(&packet::with_ipv4_options(&plain, option));
+        s.expect(ACK).ack(4);
+        s.upstream_got(b"abc");
+    }
+    for option in [131, 137] {
+        let mut s = Script::new();
+        let plain = syn().build((s.pod, s.remote), s.irs, 0);
+        s.packet(&packet::with_ipv4_options(&plain, &[option, 7, 4, 192, 0, 2, 9, 0]));
+        s.gone();
+        assert_eq!(s.dropped(DropReason::SourceRoute), 1);
+    }
+}
+
+#[test]
+fn sources_that_are_no_host_open_nothing() {
+    for pod in ["255.255.255.255:40000", "224.0.0.1:40000", "239.1.2.3:40000", "0.0.0.0:40000"] {
+        let mut s = Script::new();
+        s.pod = pod.parse().expect("an address");
+        s.pod(syn());
+        s.gone();
+        assert_eq!(s.dropped(DropReason::Multicast), 1, "{pod}");
+    }
+}
+
+#[test]
+fn errors_of_icmp_from_the_pod_end_no_connection() {
+    let mut s = Script::connected(syn());
+    s.upstream_sends(b"answer");
+    s.expect(ACK);
+    let ours = ack(1, 1).build((s.remote, s.pod), s.iss.expect("an ISS"), s.irs);
+    let kinds = [[3, 0], [3, 1], [3, 2], [3, 3], [3, 4], [3, 5], [4, 0], [11, 0], [11, 1], [12, 0]];
+    for kind in kinds {
+        let rest = [&[0; 4][..], &ours[..28]].concat();
+        s.packet(&packet::icmp(s.pod.ip(), s.remote.ip(), kind, &rest));
+    }
+    s.quiet();
+    assert_eq!((s.flows(), s.dropped(DropReason::IcmpType)), (1, kinds.len() as u64));
+    s.pod(data(1, 7, b"still"));
+    s.expect(ACK).ack(6);
+    s.upstream_got(b"still");
+}

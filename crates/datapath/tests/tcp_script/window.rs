@@ -275,6 +275,9 @@ fn single_octets_do_not_push_the_window_on_for_ever() {
         assert!(seq < 400_000, "the window never closes");
     }
     assert!(seq < 170_000, "{seq} octets");
+    // The edge that rounding had promised holds.
+    s.pod(data(seq, 1, b"x"));
+    s.expect(ACK).ack(seq + 1);
 }
 
 #[test]
@@ -378,4 +381,58 @@ fn an_idle_flow_owns_no_buffer() {
     assert_eq!(s.engine.pool.held(), 0);
     s.after(Duration::from_secs(60));
     assert_eq!((s.flows(), s.engine.pool.held()), (1, 0));
+}
+
+#[test]
+fn what_lies_behind_a_window_that_closed_does_not_end_the_connection() {
+    let octets = pattern(8, 4_000);
+    let mut s = Script::new();
+    s.connect_with(syn().mss(1_000), |ack| ack.win(4_000));
+    s.upstream_sends(&octets);
+    assert!(s.octets(1) == octets);
+    // The pod takes one segment, and for hours nothing more; it answers all that is asked.
+    s.pod(ack(1, 1_001).win(0));
+    for _ in 0..200 {
+        s.wait(secs(130));
+        for seen in s.all() {
+            assert!(seen.seq <= 1_001 && seen.payload.len() <= 1_000, "{seen:?} into a closed window");
+            s.pod(ack(1, 1_001).win(0));
+        }
+    }
+    assert_eq!(s.flows(), 1);
+    s.pod(ack(1, 1_001).win(4_000));
+    let mut got = 1_001;
+    for _ in 0..20 {
+        for seen in s.all() {
+            if seen.seq == got {
+                assert!(seen.payload == octets[got as usize - 1..][..seen.payload.len()]);
+                got += seen.payload.len() as u32;
+            }
+        }
+        s.pod(ack(1, got).win(4_000));
+        s.after(ms(500));
+    }
+    assert_eq!(got, 4_001);
+}
+
+#[test]
+fn a_closed_window_takes_resets_and_acknowledgments() {
+    let mut s = Script::connected(syn().mss(1_460));
+    s.upstream_stalls();
+    let seq = fill(&mut s, 1_460);
+    s.upstream_sends(b"answer");
+    s.expect(ACK).payload(b"answer").win(0);
+    s.pod(ack(seq, 7));
+    s.after(secs(60));
+    s.quiet();
+    // Beside octets that find no room, too.
+    s.upstream_sends(b"more");
+    s.expect(ACK).seq(7);
+    s.pod(data(seq, 11, b"no room").flags(ACK | crate::segment::URG));
+    s.expect(ACK).ack(seq).win(0);
+    s.after(secs(60));
+    s.quiet();
+    s.pod(crate::segment::rst(seq));
+    assert_eq!(s.record().close, CloseReason::ResetByPod);
+    s.gone();
 }
