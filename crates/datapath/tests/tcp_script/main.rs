@@ -8,6 +8,7 @@ mod segment;
 
 mod blind;
 mod close;
+mod congestion;
 mod handshake;
 mod limits;
 mod loss;

@@ -94,11 +94,14 @@ impl Sender {
         };
         // A window that has shrunk holds for what is sent again, but for the one segment that shows that the pod lives.
         let window_end = self.una + self.window.max(u32::from(self.mss));
-        // The first hole goes at once, the others as the path drains.
-        if start.at_or_after(window_end) || (start != self.una && self.pipe(start) >= self.cwnd) {
+        // The first segment goes at once, the others as the path drains.
+        let mss = u32::from(self.mss);
+        let room = self.cwnd.saturating_sub(self.pipe(start));
+        if start.at_or_after(window_end) || (start != self.una && room < mss) {
             return None;
         }
-        let end = hole_end.earlier_of(recovery.point).earlier_of(window_end);
+        let allowed = (room - room % mss).max(mss);
+        let end = hole_end.earlier_of(recovery.point).earlier_of(window_end).earlier_of(start + allowed);
         let piece = self.piece_at(start, end, limit)?;
         if let Some(recovery) = &mut self.recovery {
             recovery.next = start + piece.len as u32 + u32::from(piece.fin);
