@@ -6,6 +6,7 @@ use smoltcp::time::{Duration, Instant};
 use tunproxy_policy::{Decision, FlowQuery, Permit, Protocol, Refusal};
 
 use super::flow::{Flow, State, Syn};
+use super::seq::Seq;
 use crate::dns::StreamTap;
 use crate::key::{End, Ends, FlowId};
 use crate::record::{CloseReason, FlowBegin, FlowRecord, NameSource, Outcome};
@@ -39,6 +40,8 @@ pub(super) struct Held {
     pub(super) syn: Syn,
     /// Set where the name decides: what holds if none is shown.
     pub(super) fallback: Option<Box<Decision>>,
+    /// How far we had sent in the connection in TIME-WAIT that gave way to this one.
+    pub(super) predecessor: Option<Seq>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -55,8 +55,8 @@ impl Record {
 pub(crate) enum Verdict {
     /// No such connection.
     Unknown,
-    /// A new connection may begin in its place (RFC 9293 3.6.1, RFC 6191).
-    Reuse,
+    /// A new connection may begin in its place (RFC 9293 3.6.1, RFC 6191), with numbers above this one of ours.
+    Reuse(Seq),
     Answer(Outgoing),
     Ignore,
 }
@@ -119,8 +119,7 @@ impl TimeWait {
             return Verdict::Ignore;
         }
         if segment.syn && segment.ack.is_none() && !segment.fin && record.is_succeeded_by(segment) {
-            self.records.remove(ends);
-            return Verdict::Reuse;
+            return Verdict::Reuse(record.acknowledgment.seq);
         }
         if segment.fin {
             // Our last ACK was lost: the wait starts anew. The queue learns of it when the old time is over.
@@ -131,6 +130,11 @@ impl TimeWait {
         } else {
             Verdict::Ignore
         }
+    }
+
+    /// A new connection takes the place.
+    pub(crate) fn give_way(&mut self, ends: &Ends) {
+        self.records.remove(ends);
     }
 
     /// Forgets what has waited long enough.

@@ -1,5 +1,11 @@
 //! TIME-WAIT: strays are answered, a new connection may come.
 
+use std::sync::Arc;
+
+use tunproxy_datapath::{Cx, Instant};
+use tunproxy_policy::model::Policies;
+use tunproxy_policy::{NodeDefault, WorkloadPolicy};
+
 use crate::script::{Script, ms, secs};
 use crate::segment::{ACK, FIN, RST, SYN, Seg, ack, data, fin, rst, seg, syn};
 
@@ -18,6 +24,12 @@ fn waiting_with_timestamps(clock: u32) -> Script {
     s.pod(fin(1, 2).ts(clock, 0));
     s.expect(ACK);
     s
+}
+
+fn set_policy(s: &mut Script, policy: Arc<WorkloadPolicy>) {
+    let cx = &mut Cx { now: s.now, pool: &mut s.engine.pool };
+    s.engine.stack.set_policy(cx, policy);
+    s.settle();
 }
 
 /// Whether `syn` opens a connection.
@@ -163,4 +175,44 @@ fn the_side_that_closes_last_does_not_wait() {
     assert_eq!(s.engine.stack.poll_at(), None);
     s.pod(ack(2, 2));
     s.expect(RST).seq(2);
+}
+
+#[test]
+fn the_new_connections_numbers_are_above_those_of_the_old() {
+    let mut s = Script::connected(syn().mss(1_460).wscale(10));
+    // Faster than the clock of our initial numbers: it does not move at all.
+    let octets = vec![1; 3_000_000];
+    s.upstream_sends(&octets);
+    s.all();
+    s.pod(ack(1, 3_000_001));
+    s.close(true, 1, 3_000_001);
+    let last = s.iss.expect("an ISS").wrapping_add(3_000_002);
+    let next = s.irs + 1_000;
+    s.begin_anew(next);
+    // A SYN that policy refuses opens nothing and does not use the place up.
+    set_policy(&mut s, crate::common::policy(&Policies::default(), NodeDefault::Deny));
+    s.pod(syn());
+    s.expect(RST | ACK);
+    set_policy(&mut s, crate::common::allow_all());
+    s.pod(syn());
+    s.expect(SYN | ACK).ack(1);
+    let above = s.iss.expect("an ISS").wrapping_sub(last);
+    assert!((1..1 << 20).contains(&above), "{above} above the last");
+}
+
+#[test]
+fn where_the_clock_is_ahead_it_gives_the_number() {
+    let number = |used: bool| {
+        let mut s = Script::new();
+        if used {
+            s.connect(syn());
+            s.close(true, 1, 1);
+        }
+        s.now = Instant::from_secs(30);
+        s.begin_anew(2_000_000);
+        s.pod(syn());
+        s.expect(SYN | ACK);
+        s.iss.expect("an ISS")
+    };
+    assert_eq!(number(true), number(false));
 }

@@ -13,6 +13,7 @@ use crate::record::CloseReason;
 use crate::stack::{Action, Cx, Shared};
 use crate::tcp::flow::Syn;
 use crate::tcp::segment::Segment;
+use crate::tcp::seq::Seq;
 use crate::tcp::slot::{Body, Held, Meta, Slot};
 use crate::tcp::time_wait::Verdict;
 use crate::view::{self, Packet};
@@ -83,16 +84,17 @@ impl Tcp {
         ends: Ends,
         segment: &Segment,
     ) -> Result<(), DropReason> {
-        match self.time_wait.handle(cx.now, &ends, segment) {
+        let predecessor = match self.time_wait.handle(cx.now, &ends, segment) {
             Verdict::Answer(outgoing) => {
                 send_alone(sh, &ends, &outgoing);
                 return Ok(());
             }
             Verdict::Ignore => return Ok(()),
-            Verdict::Reuse | Verdict::Unknown => {}
-        }
+            Verdict::Reuse(last) => Some(last),
+            Verdict::Unknown => None,
+        };
         if segment.syn && segment.ack.is_none() && !segment.rst && !segment.fin {
-            return self.handle_syn(sh, cx, ends, segment);
+            return self.handle_syn(sh, cx, ends, segment, predecessor);
         }
         if segment.ack.is_some() && !segment.rst {
             reset_stray(sh, cx.now, &ends, segment);
@@ -106,6 +108,7 @@ impl Tcp {
         cx: &mut Cx<'_>,
         ends: Ends,
         segment: &Segment,
+        predecessor: Option<Seq>,
     ) -> Result<(), DropReason> {
         let (permit, fallback) = match sh.decide(cx.now, Protocol::Tcp, ends.remote()) {
             Decision::Allow(permit) => (permit, None),
@@ -127,11 +130,12 @@ impl Tcp {
             return Err(DropReason::FlowLimit);
         }
         let syn = Syn { seq: segment.seq, window: segment.window, options: segment.options };
-        self.hold(sh, cx, ends, Held { syn, fallback }, permit);
+        self.hold(sh, cx, ends, Held { syn, fallback, predecessor }, permit);
         Ok(())
     }
 
     fn hold(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, ends: Ends, held: Held, permit: Permit) {
+        self.time_wait.give_way(&ends);
         self.generation = self.generation.wrapping_add(1);
         let entry = self.slots.vacant_entry();
         let id = FlowId { slot: entry.key() as u32, generation: self.generation };

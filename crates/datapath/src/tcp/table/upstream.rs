@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use smoltcp::time::Instant;
+
 use super::replies::refuse_syn;
 use super::{Leave, MAX_PACKET, SEND_CEILING, Tcp};
 use crate::buffer::PacketBuf;
@@ -29,10 +31,8 @@ impl Tcp {
         match &mut slot.body {
             Body::Held(held) => {
                 slot.meta.connected(cx.now);
-                let clock = (cx.now.total_micros() / 4) as u32;
                 let keyed = sh.hasher.hash((slot.ends, 0u8));
-                // RFC 6528: a clock of four microseconds plus a keyed function of the ends.
-                let iss = Seq(clock.wrapping_add(keyed as u32));
+                let iss = initial_sequence(cx.now, keyed as u32, held.predecessor);
                 let flow = Flow::accept(cx.now, &held.syn, link, iss, (keyed >> 32) as u32);
                 let tap = sh.is_trusted_resolver(slot.ends.remote());
                 slot.body = Body::Open(Box::new(Open::new(cx.now, flow, held.fallback.take(), tap)));
@@ -170,6 +170,17 @@ impl Tcp {
             self.advance_uplink(sh, cx, id);
             self.finish_if_closed(sh, cx, id);
         }
+    }
+}
+
+/// RFC 6528: a clock of four microseconds plus a keyed function of the ends. A predecessor that outran the clock is
+/// passed by more than an unscaled window (RFC 9293 3.6.1; as Linux does).
+fn initial_sequence(now: Instant, keyed: u32, predecessor: Option<Seq>) -> Seq {
+    let clock = (now.total_micros() / 4) as u32;
+    let iss = Seq(clock.wrapping_add(keyed));
+    match predecessor {
+        Some(last) if !iss.after(last) => last + (u32::from(u16::MAX) + 2),
+        Some(_) | None => iss,
     }
 }
 
