@@ -298,6 +298,9 @@ impl Flow {
         {
             self.sender.measured(SYN_ACK_TIMEOUT - (due - now).min(SYN_ACK_TIMEOUT));
         }
+        if self.syn_acks > 0 {
+            self.sender.handshake_repeated();
+        }
         self.syn_ack_now = false;
         // RFC 9293: the window of this segment is the first scaled one.
         self.sender.first_window(segment);
@@ -367,11 +370,13 @@ impl Flow {
     }
 
     /// The segment that resets the pod's end.
-    pub(crate) fn reset(&mut self, pool: &mut Pool) -> Outgoing {
+    pub(crate) fn reset(&mut self, now: Instant, pool: &mut Pool) -> Outgoing {
         self.state = State::Closed;
         self.sender.clear(pool);
         let mut outgoing = Outgoing::new(self.sender.sent_up_to(), Some(self.receiver.nxt()), 0);
         outgoing.rst = true;
+        // RFC 7323 3.2.
+        outgoing.options.timestamp = self.timestamp(now);
         outgoing
     }
 

@@ -6,18 +6,27 @@ use smoltcp::time::Duration;
 const MIN_VARIANCE: Duration = Duration::from_millis(200);
 const MAX_RTO: Duration = Duration::from_secs(120);
 const INITIAL_RTO: Duration = Duration::from_secs(1);
+/// RFC 6298 5.7: a handshake that had to be repeated may mean a path slower than the first guess.
+const REPEATED_HANDSHAKE_RTO: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Debug)]
 pub(crate) struct RttEstimator {
     /// Microseconds; `None` before the first sample.
     smoothed: Option<u32>,
     variance: u32,
+    /// What holds before the first sample.
+    initial: Duration,
     backoff: u8,
 }
 
 impl RttEstimator {
     pub(crate) fn new() -> Self {
-        Self { smoothed: None, variance: 0, backoff: 0 }
+        Self { smoothed: None, variance: 0, initial: INITIAL_RTO, backoff: 0 }
+    }
+
+    /// The handshake came to its end only after a time-out, so that it measured nothing.
+    pub(crate) fn handshake_repeated(&mut self) {
+        self.initial = REPEATED_HANDSHAKE_RTO;
     }
 
     /// Takes a measured round trip of a segment that was sent once (Karn).
@@ -37,7 +46,7 @@ impl RttEstimator {
 
     pub(crate) fn rto(&self) -> Duration {
         let base = match self.smoothed {
-            None => INITIAL_RTO,
+            None => self.initial,
             Some(smoothed) => {
                 let variance = Duration::from_micros(u64::from(self.variance) * 4);
                 Duration::from_micros(u64::from(smoothed)) + variance.max(MIN_VARIANCE)

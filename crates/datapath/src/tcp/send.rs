@@ -164,6 +164,10 @@ impl Sender {
         self.rtt.sample(rtt);
     }
 
+    pub(crate) fn handshake_repeated(&mut self) {
+        self.rtt.handshake_repeated();
+    }
+
     pub(crate) fn mss(&self) -> u16 {
         self.mss
     }

@@ -275,7 +275,7 @@ impl Tcp {
         let (ends, linked) = (slot.ends, slot.linked);
         let outgoing = match &mut slot.body {
             Body::Held(held) => reset_for_syn(held.syn.seq),
-            Body::Open(open) => open.flow.reset(cx.pool),
+            Body::Open(open) => open.flow.reset(cx.now, cx.pool),
         };
         if linked {
             sh.counters.resets_sent += 1;

@@ -17,6 +17,7 @@ mod options;
 mod paws;
 mod receive;
 mod refusal;
+mod rto;
 mod sending;
 mod silence;
 mod stray;

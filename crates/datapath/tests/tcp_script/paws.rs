@@ -3,7 +3,7 @@
 use tunproxy_datapath::DropReason;
 
 use crate::script::{Script, ms, secs};
-use crate::segment::{ACK, FIN, SYN, Seg, ack, data, fin, rst, seg, syn};
+use crate::segment::{ACK, FIN, RST, SYN, Seg, ack, data, fin, rst, seg, syn};
 
 /// A connection with timestamps; the pod's clock stands at `clock`.
 fn stamped(clock: u32) -> Script {
@@ -152,4 +152,28 @@ fn the_last_ack_and_those_of_time_wait_bear_timestamps() {
     s.pod(fin(1, 2).ts(1_006, 0));
     let again = s.expect(ACK);
     assert_eq!(again.ts.expect("a timestamp").0.wrapping_sub(last.ts.expect("a timestamp").0), 700);
+}
+
+#[test]
+fn of_segments_acknowledged_together_the_first_is_echoed() {
+    let mut s = stamped(1_000);
+    s.pod_at_once(&[data(1, 1, b"abc").ts(1_010, 0), data(4, 1, b"def").ts(1_020, 0)]);
+    let answer = s.expect(ACK);
+    assert_eq!(answer.ack(7).ts.expect("a timestamp").1, 1_010);
+    s.pod(data(7, 1, b"ghi").ts(1_030, 0));
+    assert_eq!(s.expect(ACK).ts.expect("a timestamp").1, 1_030);
+}
+
+#[test]
+fn our_reset_bears_a_timestamp() {
+    let mut s = stamped(1_000);
+    s.after(ms(50));
+    let before = {
+        s.upstream_sends(b"x");
+        s.expect(ACK).ts.expect("a timestamp").0
+    };
+    s.after(ms(70));
+    s.upstream_resets();
+    let (value, echo) = s.expect(RST | ACK).ts.expect("a timestamp");
+    assert_eq!((value.wrapping_sub(before), echo), (70, 1_000));
 }
