@@ -25,11 +25,15 @@ fn acked(s: &mut Script, segment: u32) -> usize {
 
 /// An ACK of nothing new that reports the segments from `start` to `end`.
 fn reports(s: &mut Script, start: u32, end: u32) {
+    reports_behind(s, 0, start, end);
+}
+
+fn reports_behind(s: &mut Script, acked: u32, start: u32, end: u32) {
     let iss = s.iss.expect("an ISS");
     let mut option = vec![1, 1, 5, 10];
     option.extend(at(start).wrapping_add(iss).to_be_bytes());
     option.extend(at(end).wrapping_add(iss).to_be_bytes());
-    s.pod(ack(1, 1).raw(&option));
+    s.pod(ack(1, at(acked)).raw(&option));
 }
 
 #[test]
@@ -120,4 +124,15 @@ fn a_long_hole_goes_as_the_path_drains() {
     assert_eq!(starts(&mut s), [at(3)]);
     reports(&mut s, 20, 26);
     assert_eq!(starts(&mut s), [at(4), at(5)]);
+}
+
+#[test]
+fn what_is_reported_after_a_timeout_is_spared() {
+    let mut s = sending(8);
+    s.wait(secs(2));
+    s.expect(ACK).seq(at(0));
+    assert_eq!(acked(&mut s, 1), 2);
+    reports_behind(&mut s, 3, 5, 6);
+    let starts: Vec<_> = s.all().iter().map(|seen| seen.seq).collect();
+    assert_eq!(starts, [at(3), at(4), at(6)]);
 }

@@ -9,6 +9,7 @@ mod segment;
 mod blind;
 mod close;
 mod congestion;
+mod document;
 mod handshake;
 mod limits;
 mod loss;
