@@ -23,7 +23,7 @@ impl Table {
 
     pub fn header(self) -> String {
         format!(
-            "{:<6} {:<36} {:<9} {:<44} {:<60} {:>8}",
+            "{:<6} {:<38} {:<9} {:<44} {:<60} {:>8}",
             "POD", "ASKED", "VERDICT", "RULE", "THE PROGRAM SAW", "TIME"
         )
     }
@@ -37,7 +37,7 @@ impl Table {
         };
         let verdict = self.paint(colour, &format!("{:<9}", outcome.verdict));
         let line = format!(
-            "{:<6} {:<36} {verdict} {:<44} {:<60} {:>5} ms",
+            "{:<6} {:<38} {verdict} {:<44} {:<60} {:>5} ms",
             outcome.pod,
             outcome.asked,
             outcome.rule,
