@@ -80,7 +80,7 @@ impl Pod {
         }
         match send(&socket.fd, &message, SendFlags::empty()) {
             Ok(_) => {}
-            Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => self.stack.send_failed(),
+            Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => self.stack.send_failed(1),
             Err(errno) => self.stack.echo_failed(now, echo, failure_of(&errno.into())),
         }
     }

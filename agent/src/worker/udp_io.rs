@@ -127,7 +127,7 @@ impl Pod {
 
     fn note(&mut self, sent: bool, datagrams: usize) {
         if !sent {
-            (0..datagrams).for_each(|_| self.stack.send_failed());
+            self.stack.send_failed(datagrams);
         }
     }
 

@@ -133,7 +133,11 @@ pub struct Counters {
 
 impl Counters {
     pub(crate) fn drop(&mut self, reason: DropReason) {
-        self.drops[reason as usize] += 1;
+        self.drop_many(reason, 1);
+    }
+
+    pub(crate) fn drop_many(&mut self, reason: DropReason, packets: usize) {
+        self.drops[reason as usize] += packets as u64;
     }
 
     pub fn dropped(&self, reason: DropReason) -> u64 {

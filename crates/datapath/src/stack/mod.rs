@@ -207,9 +207,9 @@ impl Stack {
         &self.shared.counters
     }
 
-    /// A socket had no room for a datagram or an echo request of the pod: it is lost, as on any link.
-    pub fn send_failed(&mut self) {
-        self.shared.counters.drop(DropReason::SendFailed);
+    /// A socket had no room for so many datagrams or echo requests of the pod: they are lost, as on any link.
+    pub fn send_failed(&mut self, packets: usize) {
+        self.shared.counters.drop_many(DropReason::SendFailed, packets);
     }
 
     /// TCP flows (pending ones included), UDP mappings and ICMP echo flows.
@@ -444,9 +444,7 @@ impl Stack {
     }
 
     fn count_lost_fragments(&mut self) {
-        for _ in 0..self.reassembly.take_lost() {
-            self.shared.counters.drop(DropReason::Fragment);
-        }
+        self.shared.counters.drop_many(DropReason::Fragment, self.reassembly.take_lost());
     }
 }
 
