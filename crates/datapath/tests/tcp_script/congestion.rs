@@ -1,21 +1,8 @@
 //! The congestion window after a loss (RFC 5681), and what counts as one (RFC 6675).
 
-use crate::common::pattern;
+use crate::loss::{at, sack, sending};
 use crate::script::{Script, ms, secs};
-use crate::segment::{ACK, ack, syn};
-
-const MSS: u32 = 1_000;
-
-fn sending(segments: u32) -> Script {
-    let mut s = Script::connected(syn().mss(MSS as u16).sack_ok().wscale(7));
-    s.upstream_sends(&pattern(4, (segments * MSS) as usize));
-    assert_eq!(s.octets(1).len() as u32, segments * MSS);
-    s
-}
-
-fn at(segment: u32) -> u32 {
-    1 + segment * MSS
-}
+use crate::segment::{ACK, ack};
 
 /// Acknowledges everything before `segment`; returns how many segments that let go.
 fn acked(s: &mut Script, segment: u32) -> usize {
@@ -29,11 +16,8 @@ fn reports(s: &mut Script, start: u32, end: u32) {
 }
 
 fn reports_behind(s: &mut Script, acked: u32, start: u32, end: u32) {
-    let iss = s.iss.expect("an ISS");
-    let mut option = vec![1, 1, 5, 10];
-    option.extend(at(start).wrapping_add(iss).to_be_bytes());
-    option.extend(at(end).wrapping_add(iss).to_be_bytes());
-    s.pod(ack(1, at(acked)).raw(&option));
+    let report = sack(s, acked, &[(start, end)]);
+    s.pod(report);
 }
 
 #[test]

@@ -8,19 +8,21 @@ use crate::segment::{ACK, FIN, Seen, Seg, ack, syn};
 
 const MSS: u32 = 1_000;
 
-fn sending(segments: u32) -> Script {
+/// Connected, and so many segments on their way to the pod.
+pub fn sending(segments: u32) -> Script {
     let mut s = Script::connected(syn().mss(MSS as u16).sack_ok().wscale(7));
     s.upstream_sends(&pattern(4, (segments * MSS) as usize));
     assert_eq!(s.octets(1).len() as u32, segments * MSS);
     s
 }
 
-fn at(segment: u32) -> u32 {
+/// Where a segment of [`sending`] begins.
+pub fn at(segment: u32) -> u32 {
     1 + segment * MSS
 }
 
 /// An ACK with SACK blocks, given in segments.
-fn sack(s: &Script, acked: u32, blocks: &[(u32, u32)]) -> Seg {
+pub fn sack(s: &Script, acked: u32, blocks: &[(u32, u32)]) -> Seg {
     let iss = s.iss.expect("an ISS");
     let mut option = vec![1, 1, 5, (2 + 8 * blocks.len()) as u8];
     for &(start, end) in blocks {
