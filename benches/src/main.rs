@@ -63,31 +63,25 @@ struct RunArgs {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Run(args) => return run(args),
+        // Only the comparison makes what must be taken away when it is interrupted.
+        Command::Run(args) => {
+            return Interrupt::run("bench", |interrupt| {
+                compare::run(interrupt, args.into()).map(|()| ExitCode::SUCCESS)
+            });
+        }
         Command::Serve { address } => server::serve(address),
         Command::Load { server, load } => load.run(server).and_then(|measured| {
             println!("{}", serde_json::to_string(&measured)?);
             Ok(())
         }),
     };
-    outcome.map_or_else(|error| failed(&error, ExitCode::FAILURE), |()| ExitCode::SUCCESS)
-}
-
-/// Only the comparison makes what must be taken away when it is interrupted.
-fn run(args: RunArgs) -> ExitCode {
-    let interrupt = match Interrupt::listen() {
-        Ok(interrupt) => interrupt,
-        Err(error) => return failed(&error, ExitCode::FAILURE),
-    };
-    match compare::run(&interrupt, args.into()) {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&error, interrupt.exit_code()),
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
     }
-}
-
-fn failed(error: &anyhow::Error, status: ExitCode) -> ExitCode {
-    eprintln!("bench: {error:#}");
-    status
 }
 
 impl From<RunArgs> for compare::Plan {

@@ -15,7 +15,7 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    pub fn listen() -> Result<Self> {
+    fn listen() -> Result<Self> {
         let signal = Arc::new(AtomicUsize::new(0));
         let again = Arc::new(AtomicBool::new(false));
         for number in [SIGINT, SIGTERM, SIGHUP] {
@@ -25,6 +25,18 @@ impl Interrupt {
                 .with_context(|| format!("cannot listen for signal {number}"))?;
         }
         Ok(Self { signal })
+    }
+
+    /// Runs a program: an error of its work is printed after its `name`, and becomes its status.
+    pub fn run(name: &str, work: impl FnOnce(&Self) -> Result<ExitCode>) -> ExitCode {
+        let failed = |error: &anyhow::Error, status| {
+            eprintln!("{name}: {error:#}");
+            status
+        };
+        match Self::listen() {
+            Ok(interrupt) => work(&interrupt).unwrap_or_else(|error| failed(&error, interrupt.exit_code())),
+            Err(error) => failed(&error, ExitCode::FAILURE),
+        }
     }
 
     /// An error once a signal came.
@@ -37,7 +49,7 @@ impl Interrupt {
 
     /// The status of a program that failed: as a shell has it for the signal that came, else 1. A terminal sends its
     /// signals to the program's children too, so any step may have failed for it.
-    pub fn exit_code(&self) -> ExitCode {
+    fn exit_code(&self) -> ExitCode {
         match self.signal.load(Ordering::Relaxed) {
             0 => ExitCode::FAILURE,
             number => ExitCode::from(128 + number as u8),

@@ -16,21 +16,9 @@ use tunproxy_testkit::{Interrupt, wait};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    let interrupt = match Interrupt::listen() {
-        Ok(interrupt) => interrupt,
-        Err(error) => {
-            eprintln!("demo: {error:#}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match run(&interrupt) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("demo: {error:#}");
-            interrupt.exit_code()
-        }
-    }
+    Interrupt::run("demo", |interrupt| {
+        run(interrupt).map(|right| if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    })
 }
 
 fn run(interrupt: &Interrupt) -> Result<bool> {
