@@ -6,7 +6,7 @@ use smoltcp::time::{Duration, Instant};
 
 use super::recv::{Accepted, Receiver};
 use super::segment::{Options, Outgoing, Segment, TIMESTAMP_LEN};
-use super::send::{Expiry, Sender};
+use super::send::{Expiry, Heard, Sender, Settings};
 use super::seq::Seq;
 use super::time_wait::Record;
 use super::{MIN_MSS, WINDOW_SCALE};
@@ -132,12 +132,17 @@ impl Flow {
         let asked = options.mss.filter(|&mss| mss > 0).unwrap_or(link.default_mss).max(MIN_MSS);
         let taken = if timestamps.is_some() { TIMESTAMP_LEN } else { 0 };
         let mss = asked.min(link.mss).saturating_sub(taken).max(1);
-        let scale = options.window_scale.unwrap_or(0);
+        let settings = Settings {
+            mss,
+            scale: options.window_scale.unwrap_or(0),
+            window: syn.window,
+            sack: options.sack_permitted,
+        };
         Self {
             state: State::SynReceived,
             iss,
             irs: syn.seq,
-            sender: Sender::new(iss + 1, syn.seq, mss, scale, syn.window),
+            sender: Sender::new(iss + 1, syn.seq, settings),
             receiver: Receiver::new(syn.seq + 1, if scaled { WINDOW_SCALE } else { 0 }, link.receive_buffer),
             timestamps,
             sack: options.sack_permitted,
@@ -296,7 +301,7 @@ impl Flow {
         if let Some(due) = self.syn_ack_at.take()
             && !self.syn_ack_again
         {
-            self.sender.measured(SYN_ACK_TIMEOUT - (due - now).min(SYN_ACK_TIMEOUT));
+            self.sender.measured(now, SYN_ACK_TIMEOUT - (due - now).min(SYN_ACK_TIMEOUT));
         }
         if self.syn_acks > 0 {
             self.sender.handshake_repeated();
@@ -314,12 +319,19 @@ impl Flow {
         }
     }
 
+    /// When the segment's echo left us: milliseconds of our clock.
+    fn echo(&self, segment: &Segment) -> Option<u32> {
+        let (ours, theirs) = (self.timestamps.as_ref()?, segment.options.timestamp?);
+        Some(theirs.echo.wrapping_sub(ours.offset))
+    }
+
     fn take_ack(&mut self, now: Instant, pool: &mut Pool, segment: &Segment, ack: Seq, events: &mut Events) {
         let same_window = self.sender.is_same_window(segment);
         let pure = segment.payload.is_empty() && !segment.fin && same_window;
-        let advanced = self.sender.acknowledge(now, pool, ack, segment, pure);
-        events.acked = advanced || (!same_window && ack.at_or_after(self.sender.una()));
-        self.sender.update_window(segment, ack, advanced);
+        let heard = Heard { now, echo: self.echo(segment) };
+        let progress = self.sender.acknowledge(heard, pool, ack, segment, pure);
+        events.acked = progress.freed || (!same_window && ack.at_or_after(self.sender.una()));
+        self.sender.update_window(segment, ack, progress.advanced);
         if self.sender.is_fin_acked() {
             self.state = match self.state {
                 State::FinWait1 => State::FinWait2,

@@ -1,5 +1,5 @@
 //! TCP towards the pod: a passive opener per flow, RFC 9293 with window scaling and timestamps (RFC 7323), SACK
-//! (RFC 2018), RFC 6298 timers, RFC 5681 / 6675 recovery and RFC 5961 checks.
+//! (RFC 2018), RFC 6298 timers, RACK-TLP (RFC 8985) with RFC 5681 windows, and RFC 5961 checks.
 //!
 //! [`flow::Flow`] is one connection's state machine; [`send`] and [`recv`] are its two directions. The peer is the
 //! pod's own stack behind a TUN, where queues drop but do not delay: the congestion window starts at the pod's

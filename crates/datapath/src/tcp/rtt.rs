@@ -44,6 +44,11 @@ impl RttEstimator {
         }
     }
 
+    /// The mean round trip; `None` before the first sample.
+    pub(crate) fn smoothed(&self) -> Option<Duration> {
+        self.smoothed.map(|micros| Duration::from_micros(u64::from(micros)))
+    }
+
     pub(crate) fn rto(&self) -> Duration {
         let base = match self.smoothed {
             None => self.initial,

@@ -1,22 +1,25 @@
 //! The direction towards the pod: what is queued, sent, acknowledged, lost.
 //!
-//! Octets wait in a queue that begins at SND.UNA; the FIN, once queued, takes the sequence number behind it. `nxt` is
-//! where the next transmission starts: a time-out sets it back to `una` (go-back-N, sparing what SACK reported), `max`
-//! remembers how far anything was ever sent.
+//! Octets wait in a queue that begins at SND.UNA; the FIN, once queued, takes the sequence number behind it. What lies
+//! between SND.UNA and SND.NXT (`max`) is on the [`Board`]: sent, reported, or lost and to be sent again first.
 
+mod board;
 mod invariants;
+mod probe;
+mod rack;
 mod recovery;
 mod timers;
 
 use smoltcp::time::{Duration, Instant};
 
+use self::board::Board;
+use self::probe::Probe;
+use self::rack::Rack;
+use self::recovery::Recovery;
 use super::rtt::RttEstimator;
 use super::segment::Segment;
 use super::seq::Seq;
 use crate::buffer::{ByteQueue, PacketBuf, Pool};
-
-/// Ranges remembered of what the pod reported as received; a pod can make no more of them cost anything.
-const MAX_SACKED: usize = 32;
 
 /// Consecutive time-outs without progress before the pod counts as gone (Linux: tcp_retries2).
 const MAX_RETRIES: u8 = 15;
@@ -49,13 +52,29 @@ enum Timer {
     Persist(Instant),
 }
 
-/// A loss being repaired (RFC 5681 3.2, RFC 6675).
+/// What may be due before the retransmission timer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Early {
+    /// What was overtaken is overdue now (RFC 8985 6.2, step 5).
+    Reorder,
+    /// A tail loss probe (RFC 8985 7).
+    Probe,
+}
+
+/// When the pod's segment came, and what it echoes of our timestamps: milliseconds of our clock.
 #[derive(Clone, Copy, Debug)]
-struct Recovery {
-    /// Repaired when everything sent before the loss was noticed is acknowledged.
-    point: Seq,
-    /// Up to here, holes were sent again.
-    next: Seq,
+pub(crate) struct Heard {
+    pub(crate) now: Instant,
+    pub(crate) echo: Option<u32>,
+}
+
+/// What an acknowledgment has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// SND.UNA moved.
+    pub(crate) advanced: bool,
+    /// Something left the path, so that more may go.
+    pub(crate) freed: bool,
 }
 
 /// A segment to put on the wire: `len` octets of the queue's chunk `index` from `offset` on.
@@ -85,9 +104,8 @@ pub(crate) enum Expiry {
 #[derive(Debug)]
 pub(crate) struct Sender {
     una: Seq,
-    nxt: Seq,
     max: Seq,
-    /// The chunk and the offset in it where `nxt` lies.
+    /// The chunk and the offset in it where `max` lies.
     cursor: (usize, usize),
     queue: ByteQueue,
     fin: Fin,
@@ -99,27 +117,43 @@ pub(crate) struct Sender {
     updated_by: (Seq, Seq),
     scale: u8,
     mss: u16,
+    /// The pod reports what it has (RFC 2018).
+    sack: bool,
     rtt: RttEstimator,
     timed: Option<(Seq, Instant)>,
-    sacked: Vec<(Seq, Seq)>,
+    board: Board,
+    rack: Rack,
     dup_acks: u8,
     recovery: Option<Recovery>,
-    /// `max` at the last time-out: duplicate ACKs for what came before it mean nothing (RFC 6582).
-    timeout_point: Seq,
+    probe: Option<Probe>,
+    probe_due: bool,
     cwnd: u32,
     ssthresh: u32,
     timer: Timer,
+    early: Option<(Early, Instant)>,
     unanswered_probes: u8,
     /// The pod's window let less than a segment go for a whole persist interval.
     override_silly_window: bool,
 }
 
+/// What the handshake settled for the direction towards the pod.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    /// Octets of a segment's payload.
+    pub(crate) mss: u16,
+    /// The shift of the pod's windows.
+    pub(crate) scale: u8,
+    /// The window of the pod's SYN, which is never scaled.
+    pub(crate) window: u16,
+    pub(crate) sack: bool,
+}
+
 impl Sender {
-    /// Begins at `first`, behind our SYN. `window` is that of the pod's SYN `irs`, which is never scaled.
-    pub(crate) fn new(first: Seq, irs: Seq, mss: u16, scale: u8, window: u16) -> Self {
+    /// Begins at `first`, behind our SYN; `irs` is the number of the pod's.
+    pub(crate) fn new(first: Seq, irs: Seq, settings: Settings) -> Self {
+        let Settings { mss, scale, window, sack } = settings;
         Self {
             una: first,
-            nxt: first,
             max: first,
             cursor: (0, 0),
             queue: ByteQueue::default(),
@@ -130,15 +164,19 @@ impl Sender {
             updated_by: (irs, first),
             scale,
             mss,
+            sack,
             rtt: RttEstimator::new(),
             timed: None,
-            sacked: Vec::new(),
+            board: Board::new(first),
+            rack: Rack::new(first),
             dup_acks: 0,
             recovery: None,
-            timeout_point: first,
+            probe: None,
+            probe_due: false,
             cwnd: UNLIMITED,
             ssthresh: UNLIMITED,
             timer: Timer::Off,
+            early: None,
             unanswered_probes: 0,
             override_silly_window: false,
         }
@@ -160,8 +198,9 @@ impl Sender {
     }
 
     /// The handshake's round trip.
-    pub(crate) fn measured(&mut self, rtt: Duration) {
+    pub(crate) fn measured(&mut self, now: Instant, rtt: Duration) {
         self.rtt.sample(rtt);
+        self.rack.measure(now, rtt);
     }
 
     pub(crate) fn handshake_repeated(&mut self) {
@@ -197,7 +236,7 @@ impl Sender {
     /// Octets that may be queued now so that they can be sent at once. Behind a window that is closed or smaller than a
     /// segment one segment all the same: that more waits than may go is what the persist timer and the avoidance of
     /// silly windows are about. While octets are under way, a sliver of room counts as none: filling it would make
-    /// slivers of all that follows, one for each ACK.
+    /// slivers of all that follows, one for each ACK. But what leaves the path by a gap is made up for by the segment.
     pub(crate) fn room(&self, ceiling: usize) -> usize {
         if self.fin != Fin::None {
             return 0;
@@ -208,9 +247,14 @@ impl Sender {
         if queued == 0 {
             return allowed.max(mss);
         }
-        let sliver =
-            (self.window as usize / 4).min(MAX_SLIVER).max(mss.min(self.max_window as usize / 2)).max(1);
-        if allowed >= queued + sliver { allowed - queued } else { 0 }
+        let unsent = (self.data_end() - self.max) as usize;
+        let by_window = (self.window as usize).min(ceiling).saturating_sub(queued);
+        let by_path = (self.cwnd.saturating_sub(self.pipe()) as usize).saturating_sub(unsent);
+        let room = by_window.min(by_path);
+        let gap = self.dup_acks > 0 || self.board.sacked() > 0 || self.recovery.is_some();
+        let sliver = if gap { 0 } else { (allowed / 4).min(MAX_SLIVER) };
+        let sliver = sliver.max(mss.min(self.max_window as usize / 2)).max(1);
+        if room >= sliver { room } else { 0 }
     }
 
     pub(crate) fn push(&mut self, pool: &mut Pool, buffer: &mut PacketBuf, start: usize, end: usize) {
@@ -272,30 +316,40 @@ impl Sender {
     }
 
     /// Takes an acceptable acknowledgment (`una <= ack <= max`, or an old one) with its SACK blocks. `pure`: no data,
-    /// no FIN and no window change, so that a repeated one is a duplicate ACK. Returns whether anything new was
-    /// acknowledged.
+    /// no FIN and no window change, so that a repeated one is a duplicate ACK.
     pub(crate) fn acknowledge(
         &mut self,
-        now: Instant,
+        heard: Heard,
         pool: &mut Pool,
         ack: Seq,
         segment: &Segment,
         pure: bool,
-    ) -> bool {
-        let news = self.take_sack(ack, segment);
-        if ack.after(self.una) {
-            self.advance(now, pool, ack);
-            self.maybe_enter_recovery();
-            return true;
+    ) -> Progress {
+        let flight = self.max - self.una;
+        let report = self.take_sack(heard.now, ack, segment);
+        let bare = pure && segment.options.sack.as_slice().is_empty();
+        let advanced = ack.after(self.una);
+        let mut delivered = report.delivered;
+        let mut duplicate = false;
+        if advanced {
+            delivered += self.advance(heard, pool, ack);
+        } else if ack == self.una && flight > 0 && (bare || delivered > 0) {
+            duplicate = true;
+            self.count_duplicate();
         }
-        if ack == self.una && self.max != self.una && (pure || news) {
-            self.dup_acks = self.dup_acks.saturating_add(1);
-            self.maybe_enter_recovery();
+        self.rack.acknowledged(self.una);
+        if self.sack {
+            self.account_for_probe(ack, report.duplicate, bare && !advanced);
         }
-        false
+        if advanced || duplicate || delivered > 0 {
+            self.react(heard.now, advanced, delivered, flight);
+        }
+        Progress { advanced, freed: advanced || duplicate }
     }
 
-    fn advance(&mut self, now: Instant, pool: &mut Pool, ack: Seq) {
+    /// SND.UNA moves to `ack`. Returns how many octets were not known to have arrived before.
+    fn advance(&mut self, heard: Heard, pool: &mut Pool, ack: Seq) -> u32 {
+        let now = heard.now;
         let acked = ack - self.una;
         let data = acked.min(self.queue.len() as u32);
         if data < acked && self.fin == Fin::Queued {
@@ -304,14 +358,12 @@ impl Sender {
         let whole = self.queue.consume(pool, data as usize);
         self.una = ack;
         self.acknowledged = self.acknowledged.saturating_add(acked);
-        self.nxt = self.nxt.later_of(ack);
         self.cursor = match self.cursor.0.checked_sub(whole) {
             // In the front chunk the offset is the distance from SND.UNA.
-            Some(0) | None => (0, (self.nxt - ack) as usize),
+            Some(0) | None => (0, (self.max - ack) as usize),
             Some(index) => (index, self.cursor.1),
         };
-        self.sacked.retain(|&(_, end)| end.after(ack));
-        self.dup_acks = 0;
+        let delivered = self.clear_board(heard, ack);
         self.rtt.reset_backoff();
         self.override_silly_window = false;
         if let Some((seq, sent)) = self.timed
@@ -320,15 +372,19 @@ impl Sender {
             self.rtt.sample(now - sent);
             self.timed = None;
         }
-        self.congestion_on_ack(ack, acked);
         self.timer = if self.una == self.max { Timer::Off } else { Timer::Retransmit(now + self.rtt.rto()) };
+        delivered
     }
 
     // --- what goes out ---
 
     /// The next segment to transmit, holes first. `limit` bounds its payload (a super-segment's 64 KiB).
     pub(crate) fn next_piece(&mut self, now: Instant, limit: usize) -> Option<Piece> {
-        let piece = self.next_hole(limit).or_else(|| self.next_new(limit));
+        let piece = match self.next_probe() {
+            None if self.board.lost() > 0 => self.next_hole(limit),
+            None => self.next_new(limit),
+            probe => probe,
+        };
         match &piece {
             Some(piece) => self.sent(now, piece),
             None => self.arm_persist(now),
@@ -337,30 +393,20 @@ impl Sender {
     }
 
     fn next_new(&mut self, limit: usize) -> Option<Piece> {
-        let start = self.skip_sacked(self.nxt);
-        if start != self.nxt {
-            self.nxt = start;
-            self.cursor = self.locate(start);
-        }
+        let start = self.max;
         if start.at_or_after(self.end()) {
             return None;
         }
-        let flight = match self.recovery {
-            Some(_) => self.pipe(self.max),
-            None => start - self.una,
-        };
         let by_window = self.window.saturating_sub(start - self.una);
-        let allowed = by_window.min(self.cwnd.saturating_sub(flight));
+        let allowed = by_window.min(self.cwnd.saturating_sub(self.pipe()));
         let waiting = self.data_end() - start.earlier_of(self.data_end());
         if waiting == 0 {
             // Only the FIN is left. It takes its place in the window like an octet.
             return (by_window > 0).then(|| self.fin_piece(start));
         }
         let mss = u32::from(self.mss);
-        let first_time = start == self.max;
-        if first_time && allowed < waiting && allowed < mss && allowed < self.max_window / 2 {
-            // Silly window avoidance (RFC 9293 3.8.6.2.1); the persist timer overrides it. What was sent once goes
-            // again as far as the window lets it.
+        if allowed < waiting && allowed < mss && allowed < self.max_window / 2 {
+            // Silly window avoidance (RFC 9293 3.8.6.2.1); the persist timer overrides it.
             if !self.override_silly_window || allowed == 0 {
                 return None;
             }
@@ -374,8 +420,7 @@ impl Sender {
         if limit < waiting as usize && limit > usize::from(self.mss) && !fills_window {
             limit -= limit % usize::from(self.mss);
         }
-        let hole_end = self.sacked.iter().find(|&&(s, _)| s.after(start)).map_or(self.end(), |&(s, _)| s);
-        self.piece_from_cursor(start, hole_end.earlier_of(start + allowed), limit)
+        self.piece_from_cursor(start, start + allowed, limit)
     }
 
     fn fin_piece(&self, seq: Seq) -> Piece {
@@ -423,21 +468,28 @@ impl Sender {
 
     fn sent(&mut self, now: Instant, piece: &Piece) {
         let end = piece.seq + piece.len as u32 + u32::from(piece.fin);
-        if end.after(self.nxt) {
+        // Times that are right to an eighth of the round trip tell early from late.
+        let grain = self.rtt.smoothed().unwrap_or_default() / 8;
+        if piece.again {
+            // Its acknowledgment may be one of what went before it (Karn).
+            self.timed = None;
+            self.board.sent_again(now, piece.seq, end, grain);
+        } else {
             if piece.len > 0 {
                 self.cursor = (piece.index, piece.offset + piece.len);
             }
-            self.nxt = end;
-        }
-        if end.after(self.max) {
             self.max = end;
-            if !piece.again && self.timed.is_none() {
-                self.timed = Some((end, now));
-            }
+            self.timed = self.timed.or(Some((end, now)));
+            // A FIN alone is a segment of its own, as the probe of the tail would repeat it.
+            self.board.sent(now, end, self.mss, (piece.len > 0).then_some(grain));
         }
         self.override_silly_window = false;
-        if !matches!(self.timer, Timer::Retransmit(_)) {
+        let first_again = piece.again && piece.seq == self.una;
+        if first_again || !matches!(self.timer, Timer::Retransmit(_)) {
             self.timer = Timer::Retransmit(now + self.rtt.rto());
+        }
+        if !piece.again {
+            self.arm_probe(now);
         }
     }
 }

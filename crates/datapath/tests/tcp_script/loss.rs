@@ -16,6 +16,14 @@ pub fn sending(segments: u32) -> Script {
     s
 }
 
+/// Lets the retransmission timer fire. The probe before it, which is segment `last`, is lost too.
+pub fn time_out(s: &mut Script, last: u32) {
+    s.wait(secs(2));
+    s.expect(ACK).seq(at(last));
+    s.quiet();
+    s.wait(secs(2));
+}
+
 /// Where a segment of [`sending`] begins.
 pub fn at(segment: u32) -> u32 {
     1 + segment * MSS
@@ -40,6 +48,8 @@ fn starts(seen: &[Seen]) -> Vec<u32> {
 fn the_timeout_sends_the_first_segment_again_and_doubles() {
     let mut s = sending(4);
     let mut waits = Vec::new();
+    s.wait(ms(10));
+    s.expect(ACK).seq(at(3));
     for _ in 0..6 {
         waits.push(s.wait(secs(130)));
         s.expect(ACK).seq(1).len_is(1_000);
@@ -65,7 +75,7 @@ fn the_timeout_is_capped_and_in_the_end_the_connection_is_given_up() {
         assert!(waits.len() < 30, "never given up");
     }
     assert!(waits.iter().all(|&wait| wait <= secs(120)), "{waits:?}");
-    assert_eq!(waits.len(), 15);
+    assert_eq!(waits.len(), 16, "a probe and 15 time-outs");
     let total: u64 = waits.iter().map(Duration::total_millis).sum();
     assert!((500_000..1_500_000).contains(&total), "{total} ms (Linux: 924 s)");
     assert_eq!(s.record().close, CloseReason::PodSilent);
@@ -262,10 +272,12 @@ fn a_slow_path_is_learnt() {
 fn progress_restarts_the_timer() {
     let mut s = sending(3);
     let rto = {
-        let mut probe = sending(3);
-        probe.wait(secs(2))
+        let mut other = sending(3);
+        time_out(&mut other, 2);
+        other.now - s.now
     };
     s.after(rto - ms(20));
+    s.expect(ACK).seq(at(2));
     s.pod(ack(1, at(1)));
     s.after(ms(100));
     s.quiet();
@@ -301,7 +313,7 @@ fn after_a_timeout_everything_comes_again_in_order() {
 #[test]
 fn duplicate_acks_for_what_a_timeout_covered_bring_nothing() {
     let mut s = sending(6);
-    s.wait(secs(2));
+    time_out(&mut s, 5);
     s.expect(ACK).seq(1);
     s.quiet();
     for _ in 0..8 {
@@ -345,6 +357,9 @@ fn an_acknowledgment_within_a_segment_is_taken() {
     let mut s = sending(3);
     let octets = pattern(4, 3_000);
     s.pod(ack(1, 1_501));
+    s.wait(ms(10));
+    let probe = s.expect(ACK);
+    assert!(probe.payload == octets[probe.seq as usize - 1..]);
     s.wait(secs(2));
     let again = s.expect(ACK);
     again.seq(1_501);

@@ -16,6 +16,8 @@ mod loss;
 mod names;
 mod options;
 mod paws;
+mod probe;
+mod rack;
 mod receive;
 mod refusal;
 mod rto;

@@ -1,7 +1,7 @@
 //! Sequence numbers wrap, in both directions, in the middle of everything.
 
 use crate::common::pattern;
-use crate::script::{Script, secs};
+use crate::script::{Script, ms, secs};
 use crate::segment::{ACK, FIN, SYN, ack, data, fin, rst, syn};
 
 /// The pod's first octet is `before` octets from the wrap.
@@ -101,6 +101,8 @@ fn a_timeout_across_the_wrap_repairs() {
     let mut s = ours_near_the_wrap(2_500);
     s.upstream_sends(&octets);
     s.all();
+    s.wait(ms(10));
+    s.expect(ACK).seq(5_001).payload(&octets[5_000..]);
     s.wait(secs(2));
     let again = s.expect(ACK);
     again.seq(1);

@@ -5,17 +5,9 @@ use super::{Fin, Sender, Timer};
 impl Sender {
     /// `polled`: everything that could be transmitted was.
     pub(crate) fn check(&self, polled: bool) -> Result<(), String> {
-        let ordered = self.una.at_or_before(self.nxt)
-            && self.nxt.at_or_before(self.max)
-            && self.max.at_or_before(self.end());
+        let ordered = self.una.at_or_before(self.max) && self.max.at_or_before(self.end());
         if !ordered {
-            return Err(format!(
-                "una {:?}, nxt {:?}, max {:?}, end {:?}",
-                self.una,
-                self.nxt,
-                self.max,
-                self.end()
-            ));
+            return Err(format!("una {:?}, max {:?}, end {:?}", self.una, self.max, self.end()));
         }
         self.check_scoreboard()?;
         self.check_cursor()?;
@@ -32,19 +24,25 @@ impl Sender {
     }
 
     fn check_scoreboard(&self) -> Result<(), String> {
-        let mut before = self.una;
-        for &(start, end) in &self.sacked {
-            if !(start.at_or_after(before) && start.before(end) && end.at_or_before(self.max)) {
-                return Err(format!("scoreboard {:?} of {:?}..{:?}", self.sacked, self.una, self.max));
-            }
-            before = end;
+        self.board.check()?;
+        if (self.board.start(), self.board.end()) != (self.una, self.max) {
+            return Err(format!("{:?} is not {:?}..{:?}", self.board, self.una, self.max));
+        }
+        if self.board.lost() > 0 && self.recovery.is_none() {
+            return Err("a loss is not being repaired".to_owned());
+        }
+        if self.recovery.is_some_and(|recovery| self.una.at_or_after(recovery.point)) {
+            return Err("a repair goes on behind its end".to_owned());
+        }
+        if self.early.is_some() && self.una == self.max {
+            return Err("a timer runs for nothing".to_owned());
         }
         Ok(())
     }
 
-    /// The cursor and `nxt` name the same octet.
+    /// The cursor and `max` name the same octet.
     fn check_cursor(&self) -> Result<(), String> {
-        let distance = ((self.nxt - self.una) as usize).min(self.queue.len());
+        let distance = ((self.max - self.una) as usize).min(self.queue.len());
         let (index, offset) = self.cursor;
         let before: usize = self.queue.chunks().take(index).map(<[u8]>::len).sum();
         if before + offset.min(self.queue.chunks().nth(index).map_or(0, <[u8]>::len)) != distance {

@@ -1,133 +1,278 @@
-//! What the pod has and what it lacks: the scoreboard of SACK (RFC 2018, RFC 6675) and the congestion window (RFC 5681,
-//! RFC 6582).
+//! What the pod has and what it lacks (RFC 2018, RFC 8985, RFC 6582 without SACK), and the congestion window (RFC 5681).
 
-use super::{DUP_ACKS, MAX_SACKED, Piece, Recovery, Sender, UNLIMITED};
+use smoltcp::time::{Duration, Instant};
+
+use super::board::Fate;
+use super::probe::MIN_TIMEOUT;
+use super::{DUP_ACKS, Early, Heard, Piece, Sender, Timer, UNLIMITED};
 use crate::tcp::segment::Segment;
 use crate::tcp::seq::Seq;
 
-impl Sender {
-    pub(super) fn congestion_on_ack(&mut self, ack: Seq, acked: u32) {
-        let mss = u32::from(self.mss);
-        match &mut self.recovery {
-            Some(recovery) if ack.before(recovery.point) => {
-                // A partial ACK: the next hole is lost too (RFC 6582).
-                recovery.next = if self.sacked.is_empty() { ack } else { recovery.next.later_of(ack) };
-            }
-            Some(_) => {
-                self.recovery = None;
-                self.cwnd = self.ssthresh;
-            }
-            None if self.cwnd >= UNLIMITED => {}
-            None if self.cwnd < self.ssthresh => self.cwnd = self.cwnd.saturating_add(acked).min(UNLIMITED),
-            None => {
-                let step = (u64::from(mss) * u64::from(acked) / u64::from(self.cwnd.max(1))).max(1) as u32;
-                self.cwnd = self.cwnd.saturating_add(step).min(UNLIMITED);
-            }
-        }
-    }
+/// A pod that acknowledges just what lies before octets it had reported may still come to itself in this time (Linux:
+/// tcp_check_sack_reneging).
+const RENEGING_PATIENCE: Duration = Duration::from_millis(10);
 
-    /// Merges the segment's SACK blocks into the scoreboard; returns whether they told anything new.
-    pub(super) fn take_sack(&mut self, ack: Seq, segment: &Segment) -> bool {
-        let mut news = false;
-        for &(start, end) in segment.options.sack.as_slice() {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Reports or duplicate acknowledgments showed it.
+    Gap,
+    Timeout,
+}
+
+/// A loss being repaired.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Recovery {
+    pub(super) cause: Cause,
+    /// Repaired when everything sent before the loss was noticed is acknowledged.
+    pub(super) point: Seq,
+    /// SND.UNA, the time, and the congestion window with its threshold when it began, should it turn out that nothing was
+    /// lost.
+    from: Seq,
+    since: Instant,
+    before: (u32, u32),
+}
+
+/// What the SACK option of a segment told.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Report {
+    /// Octets that were not known to have arrived.
+    pub(super) delivered: u32,
+    /// What the pod has twice (RFC 2883).
+    pub(super) duplicate: Option<(Seq, Seq)>,
+}
+
+impl Sender {
+    /// Notes the segment's SACK blocks on the board.
+    pub(super) fn take_sack(&mut self, now: Instant, ack: Seq, segment: &Segment) -> Report {
+        let mut report = Report::default();
+        let blocks = segment.options.sack.as_slice();
+        if !self.sack || blocks.is_empty() {
+            return report;
+        }
+        report.duplicate = self.duplicate_in(ack, blocks);
+        if let Some((_, end)) = report.duplicate
+            && self.probe.is_none_or(|probe| !probe.ends_at(end))
+        {
+            self.rack.duplicated(self.max);
+        }
+        for &(start, end) in blocks {
             let useful =
                 start.before(end) && start.at_or_after(self.una.later_of(ack)) && end.at_or_before(self.max);
-            if useful && self.max.after(self.una) && !self.covers(start, end) {
-                self.add_sacked(start, end);
-                news = true;
+            if useful {
+                report.delivered += self.board.report(start, end, |sent| self.rack.delivered(now, sent));
             }
         }
-        news
+        report
     }
 
-    pub(super) fn covers(&self, start: Seq, end: Seq) -> bool {
-        self.sacked.iter().any(|&(s, e)| s.at_or_before(start) && e.at_or_after(end))
+    /// RFC 2883 4: the first block, if it lies before the acknowledgment or within the second block.
+    fn duplicate_in(&self, ack: Seq, blocks: &[(Seq, Seq)]) -> Option<(Seq, Seq)> {
+        let &(start, end) = blocks.first()?;
+        let oldest = self.oldest_ack();
+        if !start.before(end) || start.before(oldest) || end.after(self.max) {
+            return None;
+        }
+        let within = blocks.get(1).is_some_and(|&(s, e)| s.at_or_before(start) && e.at_or_after(end));
+        (end.at_or_before(ack) || within).then_some((start, end))
     }
 
-    pub(super) fn add_sacked(&mut self, mut start: Seq, mut end: Seq) {
-        self.sacked.retain(|&(s, e)| {
-            let apart = e.before(start) || s.after(end);
-            if !apart {
-                start = start.earlier_of(s);
-                end = end.later_of(e);
-            }
-            apart
+    /// Everything before `ack` has arrived. Returns how many octets of it were not known to have.
+    pub(super) fn clear_board(&mut self, heard: Heard, ack: Seq) -> u32 {
+        let duplicates = u32::from(self.dup_acks);
+        let segments = (ack - self.board.start()).div_ceil(u32::from(self.mss));
+        // Each duplicate stood for a segment that had arrived; the acknowledgment now speaks of those (RFC 6582 3.2).
+        let left = duplicates.saturating_sub(segments.saturating_sub(1));
+        let gap = self.recovery.is_some_and(|recovery| recovery.cause == Cause::Gap);
+        self.dup_acks = if gap && !self.sack { left as u8 } else { 0 };
+
+        let undoubted = self.recovery.filter(|recovery| recovery.from == self.board.start());
+        let mut first = true;
+        let mut late = false;
+        let rack = &mut self.rack;
+        let delivered = self.board.acknowledge(ack, |sent| {
+            // RFC 3522: the echo is from before anything went again, so it is that of the first one.
+            late |= first
+                && sent.again
+                && undoubted.zip(heard.echo).is_some_and(|(recovery, echo)| is_older(echo, recovery.since));
+            first = false;
+            rack.delivered(heard.now, sent);
         });
-        if self.sacked.len() < MAX_SACKED {
-            let at = self.sacked.iter().position(|&(s, _)| s.after(start)).unwrap_or(self.sacked.len());
-            self.sacked.insert(at, (start, end));
+        if late {
+            self.undo();
+        }
+        delivered
+    }
+
+    /// Nothing was lost, it was late: things are as they were before (RFC 4015).
+    fn undo(&mut self) {
+        let Some(recovery) = self.recovery.take() else { return };
+        (self.cwnd, self.ssthresh) = recovery.before;
+        self.dup_acks = 0;
+        self.board.find_again();
+        self.rack.reordered();
+    }
+
+    pub(super) fn count_duplicate(&mut self) {
+        if self.recovery.is_none_or(|recovery| recovery.cause == Cause::Gap) {
+            self.dup_acks = self.dup_acks.saturating_add(1);
         }
     }
 
-    pub(super) fn sacked_octets(&self) -> u32 {
-        self.sacked.iter().map(|&(start, end)| end - start).sum()
+    /// What follows from an acknowledgment: `delivered` octets arrived of `flight` that were under way.
+    pub(super) fn react(&mut self, now: Instant, advanced: bool, delivered: u32, flight: u32) {
+        match self.recovery {
+            Some(recovery) if self.una.at_or_after(recovery.point) => {
+                self.recovery = None;
+                self.dup_acks = 0;
+                self.rack.recovered();
+                match recovery.cause {
+                    Cause::Gap => self.cwnd = self.ssthresh,
+                    Cause::Timeout => self.grow(delivered, flight),
+                }
+            }
+            // RFC 6582: what follows a partial acknowledgment is lost too. With SACK the board knows better.
+            Some(Recovery { cause: Cause::Gap, .. }) if advanced && !self.sack => {
+                self.board.lose_first(u32::from(self.mss));
+            }
+            Some(Recovery { cause: Cause::Gap, .. }) => {}
+            Some(Recovery { cause: Cause::Timeout, .. }) | None => {
+                if advanced {
+                    self.grow(delivered, flight);
+                }
+            }
+        }
+        self.early = None;
+        self.find_losses(now);
+        if advanced && self.board.is_broken_promise() {
+            let patience = (self.rtt.smoothed().unwrap_or_default() / 2).max(RENEGING_PATIENCE);
+            self.timer = Timer::Retransmit(now + patience);
+        }
+        if self.early.is_none() {
+            self.arm_probe(now);
+        }
     }
 
-    pub(super) fn maybe_enter_recovery(&mut self) {
-        let lost =
-            self.dup_acks >= DUP_ACKS || self.sacked_octets() > u32::from(DUP_ACKS - 1) * u32::from(self.mss);
-        if self.recovery.is_some() || !lost || self.una.before(self.timeout_point) {
+    /// RFC 5681 3.1, by octets (RFC 3465). A window of which not even the half is used does not grow (RFC 7661).
+    fn grow(&mut self, delivered: u32, flight: u32) {
+        if self.cwnd >= UNLIMITED || self.cwnd >= flight.saturating_mul(2) {
             return;
         }
+        let mss = u32::from(self.mss);
+        if self.cwnd < self.ssthresh {
+            self.cwnd = self.cwnd.saturating_add(delivered).min(UNLIMITED);
+        } else {
+            let step = (u64::from(mss) * u64::from(delivered) / u64::from(self.cwnd.max(1))).max(1) as u32;
+            self.cwnd = self.cwnd.saturating_add(step).min(UNLIMITED);
+        }
+    }
+
+    /// Marks what is lost, begins to repair it, and arms the timer for what may still prove so.
+    pub(super) fn find_losses(&mut self, now: Instant) {
+        if self.sack {
+            self.find_overdue(now);
+        }
+        if self.recovery.is_none() && self.board.lost() == 0 && self.dup_acks >= DUP_ACKS {
+            self.board.lose_first(u32::from(self.mss));
+        }
+        // Also what was lost of what went while an earlier loss was repaired.
+        if self.recovery.is_none() && self.board.lost() > 0 {
+            self.begin_recovery(now, Cause::Gap);
+            self.cwnd = self.ssthresh;
+        }
+    }
+
+    /// RFC 8985 6.2, step 5.
+    fn find_overdue(&mut self, now: Instant) {
+        // Without a report and a repair nothing is overtaken.
+        if self.board.sacked() == 0 && self.recovery.is_none() {
+            return;
+        }
+        let many =
+            self.dup_acks >= DUP_ACKS || self.board.sacked() > u32::from(DUP_ACKS - 1) * u32::from(self.mss);
+        let window =
+            self.rack.window(many || self.recovery.is_some(), self.rtt.smoothed().unwrap_or_default());
+        let mut due: Option<Instant> = None;
+        for index in 0..self.board.len() {
+            let Some((_, sent)) = self.board.get(index).filter(|(_, sent)| sent.fate == Fate::UnderWay)
+            else {
+                continue;
+            };
+            match self.rack.overdue(sent, window) {
+                Some(at) if at <= now => self.board.lose(index),
+                Some(at) => due = Some(due.map_or(at, |due| due.max(at))),
+                None => {}
+            }
+        }
+        if let Some(at) = due {
+            self.early = Some((Early::Reorder, at + MIN_TIMEOUT));
+        }
+    }
+
+    pub(super) fn begin_recovery(&mut self, now: Instant, cause: Cause) {
+        // A time-out again, and nothing has come meanwhile: it is the same loss.
+        let same = self.recovery.filter(|old| old.cause == Cause::Timeout && old.from == self.una);
+        let (since, before) = same.map_or((now, (self.cwnd, self.ssthresh)), |old| (old.since, old.before));
         self.shrink_threshold();
-        self.cwnd = self.ssthresh;
-        self.recovery = Some(Recovery { point: self.max, next: self.una });
+        self.recovery = Some(Recovery { cause, point: self.max, from: self.una, since, before });
         self.timed = None;
+        self.probe = None;
     }
 
     /// RFC 5681 equation (4).
-    pub(super) fn shrink_threshold(&mut self) {
+    fn shrink_threshold(&mut self) {
         self.ssthresh = ((self.max - self.una) / 2).max(2 * u32::from(self.mss));
     }
 
+    /// After a time-out all is lost that has been away for a round trip (RFC 8985 6.3). Only the first time-out in a row
+    /// says something about the path's room.
+    pub(super) fn lose_after_timeout(&mut self, now: Instant, first: bool) {
+        let threshold = self.ssthresh;
+        self.begin_recovery(now, Cause::Timeout);
+        if !first {
+            self.ssthresh = threshold;
+        }
+        if self.board.is_broken_promise() {
+            self.board.forget_reports();
+        }
+        for index in 0..self.board.len() {
+            let recent = |(_, sent): (Seq, &_)| self.rack.is_recent(now, sent);
+            if index == 0 || !self.sack || !self.board.get(index).is_some_and(recent) {
+                self.board.lose(index);
+            }
+        }
+        self.dup_acks = 0;
+        self.early = None;
+        self.probe_due = false;
+        self.cwnd = self.pipe() + u32::from(self.mss);
+    }
+
+    /// Octets thought to be on the path. Without SACK each duplicate acknowledgment says that a segment has left it.
+    pub(super) fn pipe(&self) -> u32 {
+        let left = if self.sack { 0 } else { u32::from(self.dup_acks) * u32::from(self.mss) };
+        self.board.pipe().saturating_sub(left)
+    }
+
     pub(super) fn next_hole(&mut self, limit: usize) -> Option<Piece> {
-        let recovery = self.recovery?;
-        let start = self.skip_sacked(recovery.next.later_of(self.una));
-        if start.at_or_after(recovery.point) || start.at_or_after(self.nxt) {
+        let (start, end) = self.board.first_lost()?;
+        let mss = u32::from(self.mss);
+        let timed_out = self.recovery.is_some_and(|recovery| recovery.cause == Cause::Timeout);
+        if self.window == 0 && timed_out {
+            // The pod dropped what it had no room for: it is asked, not flooded.
             return None;
         }
-        let hole_end = match self.sacked.iter().find(|&&(s, _)| s.after(start)) {
-            Some(&(next, _)) => next,
-            // Behind the last reported range nothing is known to be lost but the first segment itself.
-            None if start == self.una => start + u32::from(self.mss),
-            None => return None,
-        };
         // A window that has shrunk holds for what is sent again, but for the one segment that shows that the pod lives.
-        let window_end = self.una + self.window.max(u32::from(self.mss));
+        let window_end = self.una + self.window.max(mss);
         // The first segment goes at once, the others as the path drains.
-        let mss = u32::from(self.mss);
-        let room = self.cwnd.saturating_sub(self.pipe(start));
-        if start.at_or_after(window_end) || (start != self.una && room < mss) {
+        let room = self.cwnd.saturating_sub(self.pipe());
+        if start.at_or_after(window_end) || (start != self.una && room < mss.min(end - start)) {
             return None;
         }
         let allowed = (room - room % mss).max(mss);
-        let end = hole_end.earlier_of(recovery.point).earlier_of(window_end).earlier_of(start + allowed);
-        let piece = self.piece_at(start, end, limit)?;
-        if let Some(recovery) = &mut self.recovery {
-            recovery.next = start + piece.len as u32 + u32::from(piece.fin);
-        }
-        Some(piece)
+        self.piece_at(start, end.earlier_of(window_end).earlier_of(start + allowed), limit)
     }
+}
 
-    /// Octets thought to be under way (RFC 6675): holes from `next` up to the last reported range count as lost.
-    pub(super) fn pipe(&self, next: Seq) -> u32 {
-        let flight = self.max - self.una;
-        let lost: u32 = match self.sacked.last() {
-            Some(&(_, high)) if high.after(next) => {
-                let reported = self.sacked.iter().filter(|&&(s, _)| s.at_or_after(next)).map(|&(s, e)| e - s);
-                (high - next).saturating_sub(reported.sum())
-            }
-            _ => 0,
-        };
-        flight.saturating_sub(self.sacked_octets()).saturating_sub(lost)
-    }
-
-    pub(super) fn skip_sacked(&self, mut seq: Seq) -> Seq {
-        for &(start, end) in &self.sacked {
-            if start.at_or_before(seq) && seq.before(end) {
-                seq = end;
-            }
-        }
-        seq
-    }
+/// Whether a timestamp of ours is from before `at`, by its milliseconds.
+fn is_older(echo: u32, at: Instant) -> bool {
+    (echo.wrapping_sub(at.total_millis() as u32) as i32) < 0
 }

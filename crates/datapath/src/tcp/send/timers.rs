@@ -1,13 +1,14 @@
-//! The retransmission timer (RFC 6298) and the persist timer (RFC 9293 3.8.6.1); only one of them runs at a time.
+//! The retransmission timer (RFC 6298) and the persist timer (RFC 9293 3.8.6.1), of which only one runs at a time, and what
+//! comes before the former (RFC 8985).
 
 use smoltcp::time::{Duration, Instant};
 
-use super::{Expiry, MAX_PROBE_INTERVAL, MAX_RETRIES, Sender, Timer};
+use super::{Early, Expiry, MAX_PROBE_INTERVAL, MAX_RETRIES, Sender, Timer};
 
 impl Sender {
     pub(super) fn arm_persist(&mut self, now: Instant) {
-        let waiting = self.nxt.before(self.end());
-        if waiting && self.una == self.nxt && matches!(self.timer, Timer::Off) {
+        let waiting = self.max.before(self.end());
+        if waiting && self.una == self.max && matches!(self.timer, Timer::Off) {
             self.timer = Timer::Persist(now + self.probe_interval());
         }
     }
@@ -17,13 +18,22 @@ impl Sender {
     }
 
     pub(crate) fn poll_at(&self) -> Option<Instant> {
-        match self.timer {
+        let regular = match self.timer {
             Timer::Off => None,
             Timer::Retransmit(at) | Timer::Persist(at) => Some(at),
-        }
+        };
+        let early = self.early.map(|(_, at)| at);
+        [regular, early].into_iter().flatten().min()
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> Expiry {
+        if let Some((early, _)) = self.early.take_if(|&mut (_, at)| at <= now) {
+            match early {
+                Early::Reorder => self.find_losses(now),
+                Early::Probe => self.probe_timeout(now),
+            }
+            return Expiry::Transmit;
+        }
         match self.timer {
             Timer::Retransmit(at) if at <= now => self.retransmission_timeout(now),
             Timer::Persist(at) if at <= now => self.persist_timeout(now),
@@ -35,18 +45,9 @@ impl Sender {
         if self.rtt.backoff() >= MAX_RETRIES {
             return Expiry::GiveUp;
         }
-        if self.rtt.backoff() == 0 {
-            self.shrink_threshold();
-        }
+        let first = self.rtt.backoff() == 0;
         self.rtt.back_off();
-        self.cwnd = u32::from(self.mss);
-        self.recovery = None;
-        self.sacked.clear();
-        self.dup_acks = 0;
-        self.timed = None;
-        self.timeout_point = self.max;
-        self.nxt = self.una;
-        self.cursor = (0, 0);
+        self.lose_after_timeout(now, first);
         // A closed window now means that the pod dropped what it had no room for: ask, do not send.
         if self.window == 0 {
             self.timer = Timer::Persist(now + self.probe_interval());
