@@ -1,6 +1,6 @@
 //! The retransmission time-out (RFC 6298).
 
-use smoltcp::time::Duration;
+use smoltcp::time::{Duration, Instant};
 
 /// The floor under the variance term: a delayed ACK of the pod (Linux: up to 200 ms) is not a loss.
 const MIN_VARIANCE: Duration = Duration::from_millis(200);
@@ -8,12 +8,17 @@ const MAX_RTO: Duration = Duration::from_secs(120);
 const INITIAL_RTO: Duration = Duration::from_secs(1);
 /// RFC 6298 5.7: a handshake that had to be repeated may mean a path slower than the first guess.
 const REPEATED_HANDSHAKE_RTO: Duration = Duration::from_secs(3);
+/// How long the shortest round trip holds (Linux: tcp_min_rtt_wlen), seconds.
+const SHORTEST_VALID: u32 = 300;
 
 #[derive(Clone, Debug)]
 pub(crate) struct RttEstimator {
     /// Microseconds; `None` before the first sample.
     smoothed: Option<u32>,
     variance: u32,
+    /// The shortest round trip, microseconds, and the second it is of.
+    shortest: u32,
+    shortest_at: u32,
     /// What holds before the first sample.
     initial: Duration,
     backoff: u8,
@@ -21,7 +26,14 @@ pub(crate) struct RttEstimator {
 
 impl RttEstimator {
     pub(crate) fn new() -> Self {
-        Self { smoothed: None, variance: 0, initial: INITIAL_RTO, backoff: 0 }
+        Self {
+            smoothed: None,
+            variance: 0,
+            shortest: u32::MAX,
+            shortest_at: 0,
+            initial: INITIAL_RTO,
+            backoff: 0,
+        }
     }
 
     /// The handshake came to its end only after a time-out, so that it measured nothing.
@@ -41,6 +53,24 @@ impl RttEstimator {
                 self.variance = self.variance - self.variance / 4 + smoothed.abs_diff(rtt) / 4;
                 self.smoothed = Some(smoothed - smoothed / 8 + rtt / 8);
             }
+        }
+    }
+
+    /// Takes the round trip of anything that was sent once for the shortest, if it is.
+    pub(crate) fn note(&mut self, now: Instant, rtt: Duration) {
+        let second = now.secs() as u32;
+        let rtt = rtt.total_micros().min(u64::from(u32::MAX - 1)) as u32;
+        if rtt <= self.shortest || second.wrapping_sub(self.shortest_at) > SHORTEST_VALID {
+            (self.shortest, self.shortest_at) = (rtt, second);
+        }
+    }
+
+    /// The shortest round trip of the last minutes; nothing before the first one.
+    pub(crate) fn shortest(&self) -> Duration {
+        if self.shortest == u32::MAX {
+            Duration::ZERO
+        } else {
+            Duration::from_micros(u64::from(self.shortest))
         }
     }
 

@@ -122,7 +122,7 @@ pub(crate) struct Sender {
     rtt: RttEstimator,
     timed: Option<(Seq, Instant)>,
     board: Board,
-    rack: Rack,
+    rack: Option<Box<Rack>>,
     dup_acks: u8,
     recovery: Option<Recovery>,
     probe: Option<Probe>,
@@ -168,7 +168,7 @@ impl Sender {
             rtt: RttEstimator::new(),
             timed: None,
             board: Board::new(first),
-            rack: Rack::new(first),
+            rack: None,
             dup_acks: 0,
             recovery: None,
             probe: None,
@@ -200,7 +200,7 @@ impl Sender {
     /// The handshake's round trip.
     pub(crate) fn measured(&mut self, now: Instant, rtt: Duration) {
         self.rtt.sample(rtt);
-        self.rack.measure(now, rtt);
+        self.rtt.note(now, rtt);
     }
 
     pub(crate) fn handshake_repeated(&mut self) {
@@ -337,7 +337,9 @@ impl Sender {
             duplicate = true;
             self.count_duplicate();
         }
-        self.rack.acknowledged(self.una);
+        if let Some(rack) = &mut self.rack {
+            rack.acknowledged(self.una);
+        }
         if self.sack {
             self.account_for_probe(ack, report.duplicate, bare && !advanced);
         }

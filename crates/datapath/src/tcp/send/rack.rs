@@ -3,23 +3,19 @@
 use smoltcp::time::{Duration, Instant};
 
 use super::board::Sent;
+use crate::tcp::rtt::RttEstimator;
 use crate::tcp::seq::Seq;
-
-/// How long the shortest round trip holds (Linux: tcp_min_rtt_wlen).
-const MIN_RTT_VALID: Duration = Duration::from_secs(300);
 
 /// Recoveries without a duplicate report after which the window for reordering is small again.
 const PERSIST: u8 = 16;
 
+/// What is known of a path on which something went wrong; flows on others have none.
 #[derive(Debug)]
 pub(super) struct Rack {
     /// Of all that arrived, what was sent last, and where it ended.
     newest: Option<(Instant, Seq)>,
     /// Its round trip, microseconds.
     rtt: u32,
-    /// The shortest round trip, microseconds, and since when it holds.
-    min_rtt: u32,
-    min_rtt_at: Option<Instant>,
     /// The furthest end that had arrived before this acknowledgment, and with it.
     furthest: Seq,
     reached: Seq,
@@ -33,14 +29,13 @@ pub(super) struct Rack {
 }
 
 impl Rack {
-    pub(super) fn new(first: Seq) -> Self {
+    /// Everything before `una` has arrived.
+    pub(super) fn new(una: Seq) -> Self {
         Self {
             newest: None,
             rtt: 0,
-            min_rtt: 0,
-            min_rtt_at: None,
-            furthest: first,
-            reached: first,
+            furthest: una,
+            reached: una,
             reordering_seen: false,
             duplicates_until: None,
             quarters: 1,
@@ -48,26 +43,19 @@ impl Rack {
         }
     }
 
-    /// Takes a round trip of something that was sent once.
-    pub(super) fn measure(&mut self, now: Instant, rtt: Duration) {
-        let rtt = rtt.total_micros().min(u64::from(u32::MAX)) as u32;
-        let holds = self.min_rtt_at.is_some_and(|at| now - at < MIN_RTT_VALID);
-        if !holds || rtt <= self.min_rtt {
-            (self.min_rtt, self.min_rtt_at) = (rtt, Some(now));
-        }
+    /// Whether it knows nothing that would matter for what is sent later.
+    pub(super) fn is_plain(&self) -> bool {
+        !self.reordering_seen && self.quarters == 1
     }
 
-    /// `sent` has arrived, be it acknowledged or reported.
-    pub(super) fn delivered(&mut self, now: Instant, sent: &Sent) {
+    /// `sent` has arrived, be it acknowledged or reported; `shortest` is the shortest round trip.
+    pub(super) fn delivered(&mut self, now: Instant, sent: &Sent, shortest: Duration) {
         let rtt = now - sent.at;
-        if sent.again {
-            // So soon it can only be the first one that arrived.
-            if rtt.total_micros() < u64::from(self.min_rtt) {
-                return;
-            }
-        } else {
-            self.measure(now, rtt);
+        if !sent.again {
             self.reordering_seen |= sent.end.before(self.furthest);
+        } else if rtt < shortest {
+            // So soon it can only be the first one that arrived.
+            return;
         }
         self.reached = self.reached.later_of(sent.end);
         let newer = self.newest.is_none_or(|newest| is_sent_after((sent.at, sent.end), newest));
@@ -108,14 +96,14 @@ impl Rack {
     }
 
     /// How long to wait for what was overtaken. `certain`: it is being repaired, or as much was reported as makes a loss
-    /// anyhow. `smoothed` bounds it.
-    pub(super) fn window(&self, certain: bool, smoothed: Duration) -> Duration {
+    /// anyhow. It is measured by the shortest round trip, and bounded by the mean one.
+    pub(super) fn window(&self, certain: bool, rtt: &RttEstimator) -> Duration {
         if certain && !self.reordering_seen {
             return Duration::ZERO;
         }
-        let quarters = u64::from(self.min_rtt) * u64::from(self.quarters) / 4;
+        let quarters = rtt.shortest() * u32::from(self.quarters) / 4;
         // Not nothing: two segments in one tick of the clock may have changed places.
-        Duration::from_micros(quarters.min(smoothed.total_micros()).max(1))
+        quarters.min(rtt.smoothed().unwrap_or_default()).max(Duration::from_micros(1))
     }
 
     /// When `sent`, which has not arrived, is overdue; `None`: it was sent after all that has arrived.
@@ -126,11 +114,6 @@ impl Rack {
         };
         self.newest.filter(|&newest| overtaken(newest))?;
         Some(sent.at + Duration::from_micros(u64::from(self.rtt)) + window)
-    }
-
-    /// Whether `sent` has been away for less than a round trip.
-    pub(super) fn is_recent(&self, now: Instant, sent: &Sent) -> bool {
-        now - sent.at < Duration::from_micros(u64::from(self.rtt))
     }
 }
 

@@ -2,8 +2,9 @@
 
 use smoltcp::time::{Duration, Instant};
 
-use super::board::Fate;
+use super::board::{Fate, Sent};
 use super::probe::MIN_TIMEOUT;
+use super::rack::Rack;
 use super::{DUP_ACKS, Early, Heard, Piece, Sender, Timer, UNLIMITED};
 use crate::tcp::segment::Segment;
 use crate::tcp::seq::Seq;
@@ -25,10 +26,10 @@ pub(super) struct Recovery {
     pub(super) cause: Cause,
     /// Repaired when everything sent before the loss was noticed is acknowledged.
     pub(super) point: Seq,
-    /// SND.UNA, the time, and the congestion window with its threshold when it began, should it turn out that nothing was
+    /// SND.UNA, the time in milliseconds, and the congestion window with its threshold when it began, should it turn out that nothing was
     /// lost.
     from: Seq,
-    since: Instant,
+    since: u32,
     before: (u32, u32),
 }
 
@@ -42,6 +43,10 @@ pub(super) struct Report {
 }
 
 impl Sender {
+    fn rack(&mut self) -> &mut Rack {
+        self.rack.get_or_insert_with(|| Box::new(Rack::new(self.una)))
+    }
+
     /// Notes the segment's SACK blocks on the board.
     pub(super) fn take_sack(&mut self, now: Instant, ack: Seq, segment: &Segment) -> Report {
         let mut report = Report::default();
@@ -53,13 +58,22 @@ impl Sender {
         if let Some((_, end)) = report.duplicate
             && self.probe.is_none_or(|probe| !probe.ends_at(end))
         {
-            self.rack.duplicated(self.max);
+            let next = self.max;
+            self.rack().duplicated(next);
         }
         for &(start, end) in blocks {
             let useful =
                 start.before(end) && start.at_or_after(self.una.later_of(ack)) && end.at_or_before(self.max);
             if useful {
-                report.delivered += self.board.report(start, end, |sent| self.rack.delivered(now, sent));
+                let una = self.una;
+                let rack = self.rack.get_or_insert_with(|| Box::new(Rack::new(una)));
+                let rtt = &mut self.rtt;
+                report.delivered += self.board.report(start, end, |sent| {
+                    if !sent.again {
+                        rtt.note(now, now - sent.at);
+                    }
+                    rack.delivered(now, sent, rtt.shortest());
+                });
             }
         }
         report
@@ -88,14 +102,19 @@ impl Sender {
         let undoubted = self.recovery.filter(|recovery| recovery.from == self.board.start());
         let mut first = true;
         let mut late = false;
-        let rack = &mut self.rack;
+        let (rack, rtt) = (&mut self.rack, &mut self.rtt);
         let delivered = self.board.acknowledge(ack, |sent| {
             // RFC 3522: the echo is from before anything went again, so it is that of the first one.
             late |= first
                 && sent.again
                 && undoubted.zip(heard.echo).is_some_and(|(recovery, echo)| is_older(echo, recovery.since));
             first = false;
-            rack.delivered(heard.now, sent);
+            if !sent.again {
+                rtt.note(heard.now, heard.now - sent.at);
+            }
+            if let Some(rack) = rack {
+                rack.delivered(heard.now, sent, rtt.shortest());
+            }
         });
         if late {
             self.undo();
@@ -109,7 +128,7 @@ impl Sender {
         (self.cwnd, self.ssthresh) = recovery.before;
         self.dup_acks = 0;
         self.board.find_again();
-        self.rack.reordered();
+        self.rack().reordered();
     }
 
     pub(super) fn count_duplicate(&mut self) {
@@ -124,7 +143,7 @@ impl Sender {
             Some(recovery) if self.una.at_or_after(recovery.point) => {
                 self.recovery = None;
                 self.dup_acks = 0;
-                self.rack.recovered();
+                self.rack().recovered();
                 match recovery.cause {
                     Cause::Gap => self.cwnd = self.ssthresh,
                     Cause::Timeout => self.grow(delivered, flight),
@@ -143,6 +162,9 @@ impl Sender {
         }
         self.early = None;
         self.find_losses(now);
+        if self.una == self.max {
+            self.rack.take_if(|rack| rack.is_plain());
+        }
         if advanced && self.board.is_broken_promise() {
             let patience = (self.rtt.smoothed().unwrap_or_default() / 2).max(RENEGING_PATIENCE);
             self.timer = Timer::Retransmit(now + patience);
@@ -189,15 +211,15 @@ impl Sender {
         }
         let many =
             self.dup_acks >= DUP_ACKS || self.board.sacked() > u32::from(DUP_ACKS - 1) * u32::from(self.mss);
-        let window =
-            self.rack.window(many || self.recovery.is_some(), self.rtt.smoothed().unwrap_or_default());
+        let Some(rack) = &self.rack else { return };
+        let window = rack.window(many || self.recovery.is_some(), &self.rtt);
         let mut due: Option<Instant> = None;
         for index in 0..self.board.len() {
             let Some((_, sent)) = self.board.get(index).filter(|(_, sent)| sent.fate == Fate::UnderWay)
             else {
                 continue;
             };
-            match self.rack.overdue(sent, window) {
+            match rack.overdue(sent, window) {
                 Some(at) if at <= now => self.board.lose(index),
                 Some(at) => due = Some(due.map_or(at, |due| due.max(at))),
                 None => {}
@@ -211,8 +233,10 @@ impl Sender {
     pub(super) fn begin_recovery(&mut self, now: Instant, cause: Cause) {
         // A time-out again, and nothing has come meanwhile: it is the same loss.
         let same = self.recovery.filter(|old| old.cause == Cause::Timeout && old.from == self.una);
-        let (since, before) = same.map_or((now, (self.cwnd, self.ssthresh)), |old| (old.since, old.before));
+        let (since, before) = same
+            .map_or((now.total_millis() as u32, (self.cwnd, self.ssthresh)), |old| (old.since, old.before));
         self.shrink_threshold();
+        self.rack();
         self.recovery = Some(Recovery { cause, point: self.max, from: self.una, since, before });
         self.timed = None;
         self.probe = None;
@@ -234,8 +258,9 @@ impl Sender {
         if self.board.is_broken_promise() {
             self.board.forget_reports();
         }
+        let round_trip = self.rtt.smoothed().unwrap_or_default();
         for index in 0..self.board.len() {
-            let recent = |(_, sent): (Seq, &_)| self.rack.is_recent(now, sent);
+            let recent = |(_, sent): (Seq, &Sent)| now - sent.at < round_trip;
             if index == 0 || !self.sack || !self.board.get(index).is_some_and(recent) {
                 self.board.lose(index);
             }
@@ -272,7 +297,7 @@ impl Sender {
     }
 }
 
-/// Whether a timestamp of ours is from before `at`, by its milliseconds.
-fn is_older(echo: u32, at: Instant) -> bool {
-    (echo.wrapping_sub(at.total_millis() as u32) as i32) < 0
+/// Whether one time in milliseconds is before another.
+fn is_older(one: u32, other: u32) -> bool {
+    (one.wrapping_sub(other) as i32) < 0
 }
