@@ -260,15 +260,16 @@ impl AgentProcess {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
     }
 
-    /// User and system time so far.
+    /// User and system time of its threads so far, to the nanosecond; of threads that have ended nothing is known.
     pub fn cpu_time(&self) -> Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
-        // The command name, in parentheses, may hold spaces; utime and stime are fields 14 and 15.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks =
-            |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).context("stat");
-        let hertz = rustix::param::clock_ticks_per_second();
-        Ok(Duration::from_secs_f64((ticks(11)? + ticks(12)?) as f64 / hertz as f64))
+        let mut sum = 0;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            // A thread may end meanwhile.
+            let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
+            let time = text.split_whitespace().next().and_then(|time| time.parse::<u64>().ok());
+            sum += time.with_context(|| format!("schedstat holds {text:?}"))?;
+        }
+        Ok(Duration::from_nanos(sum))
     }
 
     fn wait_ready(&mut self) -> Result<()> {

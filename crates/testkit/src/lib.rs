@@ -4,6 +4,7 @@
 //! that it tests; it uses none of the product's crates.
 
 pub mod agent;
+pub mod behind;
 pub mod binaries;
 pub mod cni;
 pub mod interrupt;
@@ -19,6 +20,7 @@ pub mod topology;
 pub mod wait;
 
 pub use agent::{AgentOptions, AgentProcess};
+pub use behind::Behind;
 pub use binaries::Program;
 pub use cni::{Attachment, CniNetwork, MainPlugin, PodIdentity};
 pub use interrupt::Interrupt;

@@ -22,11 +22,16 @@ pub struct Danted {
 impl Danted {
     /// In the outside namespace; connects from the addresses of its interface.
     pub fn start(namespace: &Namespace, address: SocketAddr) -> Result<Self> {
+        Self::start_towards(OUTSIDE, namespace, address)
+    }
+
+    /// Connects from the addresses of `interface`.
+    pub fn start_towards(interface: &str, namespace: &Namespace, address: SocketAddr) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("tpt-danted-").tempdir()?;
         let log = directory.path().join("sockd.log");
         let (ip, port) = (address.ip(), address.port());
         let text = format!(
-            "logoutput: {log}\ninternal: {ip} port = {port}\nexternal: {OUTSIDE}\nexternal.rotation: route\n\
+            "logoutput: {log}\ninternal: {ip} port = {port}\nexternal: {interface}\nexternal.rotation: route\n\
              clientmethod: none\nsocksmethod: none\nuser.privileged: root\nuser.unprivileged: root\n\
              timeout.io: 0\n\
              client pass {{\n from: 0/0 to: 0/0\n log: error\n}}\n\
