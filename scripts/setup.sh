@@ -18,7 +18,7 @@ curl:curl bind9-dnsutils:dig git:git openssh-client:scp netcat-openbsd:nc openss
 tcpdump:tcpdump man-db:man bsdutils:script
 "
 e2e_packages="runc:runc busybox-static:/bin/busybox"
-bench_packages="iproute2:ip containernetworking-plugins:/usr/lib/cni/ptp"
+bench_packages="iproute2:ip util-linux:nsenter containernetworking-plugins:/usr/lib/cni/ptp dante-server:danted"
 lint_packages="shellcheck:shellcheck"
 
 root=$(cd "$(dirname "$0")/.." && pwd)

@@ -2,7 +2,12 @@
 
 mod client;
 mod compare;
+mod floods;
+mod growth;
+mod lab;
+mod link;
 mod report;
+mod rows;
 mod server;
 
 use std::net::SocketAddr;
@@ -10,6 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tunproxy_testkit::Interrupt;
 
 #[derive(Debug, Parser)]
@@ -28,6 +34,12 @@ enum Command {
     /// One measurement against a server; prints JSON.
     Load {
         server: SocketAddr,
+        /// A SOCKS5 server that is asked for each TCP connection.
+        #[arg(long)]
+        via: Option<SocketAddr>,
+        /// Network namespaces that connections are made from in turn.
+        #[arg(long)]
+        netns: Vec<PathBuf>,
         #[command(subcommand)]
         load: client::Load,
     },
@@ -41,8 +53,8 @@ struct RunArgs {
     /// Seconds of each measurement.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Idle connections held for the memory row.
-    #[arg(long, default_value_t = 5000)]
+    /// Idle connections held for the memory row, over 12 pods.
+    #[arg(long, default_value_t = 15_000)]
     idle: usize,
     /// ADDs and DELs for the plugin rows.
     #[arg(long, default_value_t = 40)]
@@ -53,7 +65,7 @@ struct RunArgs {
     /// One short round: shows that everything runs, measures nothing worth keeping.
     #[arg(long)]
     quick: bool,
-    /// Measure only rows whose name holds TEXT ("idle" and "ADD" for those that are no load).
+    /// Measure only rows whose name holds TEXT: "TCP", "SOCKS5", "growth", "quiet pod", "link", "idle", "ADD".
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// Measure the routed path only.
@@ -62,18 +74,18 @@ struct RunArgs {
 }
 
 fn main() -> ExitCode {
+    // 15,000 connections are held on either side.
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     let outcome = match Cli::parse().command {
         // Only the comparison makes what must be taken away when it is interrupted.
         Command::Run(args) => {
             return Interrupt::run("bench", |interrupt| {
-                compare::run(interrupt, args.into()).map(|()| ExitCode::SUCCESS)
+                compare::run(interrupt, &args.into()).map(|()| ExitCode::SUCCESS)
             });
         }
         Command::Serve { address } => server::serve(address),
-        Command::Load { server, load } => load.run(server).and_then(|measured| {
-            println!("{}", serde_json::to_string(&measured)?);
-            Ok(())
-        }),
+        Command::Load { server, via, netns, load } => measure(server, via, &netns, &load),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -82,6 +94,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn measure(
+    server: SocketAddr,
+    via: Option<SocketAddr>,
+    netns: &[PathBuf],
+    load: &client::Load,
+) -> anyhow::Result<()> {
+    let measured = load.run(server, &client::Way::new(via, netns)?)?;
+    println!("{}", serde_json::to_string(&measured)?);
+    Ok(())
 }
 
 impl From<RunArgs> for compare::Plan {
@@ -95,6 +118,7 @@ impl From<RunArgs> for compare::Plan {
             json: args.json,
             only: args.only.unwrap_or_default(),
             ours: !args.routed_only,
+            quick: args.quick,
         }
     }
 }

@@ -3,9 +3,12 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result};
+
+use crate::client::Pattern;
 
 pub const UPLOAD: u8 = b'u';
 pub const DOWNLOAD: u8 = b'd';
@@ -29,35 +32,42 @@ pub fn idle_port(address: SocketAddr) -> SocketAddr {
 
 pub fn serve(address: SocketAddr) -> Result<()> {
     let bind = |address| TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"));
+    let pattern = Arc::new(Pattern::new(CHUNK));
     let (streams, short, idle) = (bind(address)?, bind(short_port(address))?, bind(idle_port(address))?);
     let datagrams = UdpSocket::bind(address)?;
     thread::spawn(move || echo_datagrams(&datagrams));
     let counted = UdpSocket::bind(count_port(address))?;
     thread::spawn(move || count_datagrams(&counted));
-    for _ in 0..4 {
+    // One for each client at once: a server that cannot accept would be what is measured.
+    for _ in 0..32 {
         let short = short.try_clone()?;
         thread::spawn(move || answer_short(&short));
     }
     thread::spawn(move || hold(&idle));
     println!("ready");
     for stream in streams.incoming() {
-        let stream = stream?;
-        thread::spawn(move || serve_stream(stream));
+        let (stream, pattern) = (stream?, Arc::clone(&pattern));
+        thread::spawn(move || serve_stream(stream, &pattern));
     }
     Ok(())
 }
 
 /// The first byte says what the stream is for. An end is how every measurement ends, so it is no error.
-fn serve_stream(mut stream: TcpStream) -> Option<()> {
+fn serve_stream(mut stream: TcpStream, pattern: &Pattern) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     let mut command = [0];
     stream.read_exact(&mut command).ok()?;
-    let mut buffer = vec![0x5a; CHUNK];
     match command[0] {
-        UPLOAD => while stream.read(&mut buffer).ok()? > 0 {},
-        DOWNLOAD => loop {
-            stream.write_all(&buffer).ok()?;
-        },
+        UPLOAD => {
+            let arrived = whole(&mut stream, pattern).ok()?;
+            stream.write_all(&arrived.to_be_bytes()).ok()?;
+        }
+        DOWNLOAD => {
+            let mut place = 0;
+            loop {
+                place += stream.write(pattern.from(place, CHUNK)).ok()? as u64;
+            }
+        }
         ECHO => loop {
             let mut byte = [0];
             stream.read_exact(&mut byte).ok()?;
@@ -68,9 +78,23 @@ fn serve_stream(mut stream: TcpStream) -> Option<()> {
     Some(())
 }
 
+/// Reads to the end; how many octets came before a wrong one.
+fn whole(stream: &mut TcpStream, pattern: &Pattern) -> std::io::Result<u64> {
+    let (mut buffer, mut place, mut right) = (vec![0; CHUNK], 0, true);
+    loop {
+        let count = stream.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(place);
+        }
+        right &= pattern.fits(place, &buffer[..count]);
+        place += if right { count as u64 } else { 0 };
+    }
+}
+
 fn answer_short(listener: &TcpListener) {
     for mut stream in listener.incoming().flatten() {
-        let _ = stream.write_all(b"x");
+        let mut byte = [0];
+        let _ = stream.read_exact(&mut byte).and_then(|()| stream.write_all(&byte));
     }
 }
 

@@ -1,18 +1,23 @@
 //! The client's side: one kind of load, one measurement.
 
+mod pattern;
+mod way;
+
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 use clap::{Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+pub use self::pattern::Pattern;
+use self::way::TIMEOUT;
+pub use self::way::Way;
 use crate::server::{CHUNK, DOWNLOAD, ECHO, UPLOAD, count_port, idle_port, short_port};
 
-const TIMEOUT: Duration = Duration::from_secs(10);
 /// Slow start and the pools' first growth are over by then.
 const WARM_UP: Duration = Duration::from_millis(200);
 
@@ -48,37 +53,43 @@ pub struct Measured {
     /// Payload bytes in the whole run, warm-up included.
     #[serde(default)]
     pub bytes: u64,
+    /// Connections, round trips or datagrams in the whole run.
+    #[serde(default)]
+    pub count: u64,
 }
 
 impl Load {
-    pub fn run(&self, server: SocketAddr) -> Result<Measured> {
+    pub fn run(&self, server: SocketAddr, way: &Way) -> Result<Measured> {
         match *self {
-            Self::Bulk { direction, streams, seconds } => bulk(server, direction, streams, seconds),
-            Self::Connect { threads, seconds } => connections(server, threads, seconds),
-            Self::RoundTrip { seconds } => round_trips(server, seconds),
+            Self::Bulk { direction, streams, seconds } => bulk(server, way, direction, streams, seconds),
+            Self::Connect { threads, seconds } => connections(server, way, threads, seconds),
+            Self::RoundTrip { seconds } => round_trips(server, way, seconds),
             Self::Datagrams { window, seconds } => datagrams(server, window, seconds),
             Self::Flood { seconds } => flood(server, seconds),
-            Self::Idle { count } => idle(server, count),
+            Self::Idle { count } => idle(server, way, count),
         }
     }
 }
 
-fn connect(server: SocketAddr) -> Result<TcpStream> {
-    let stream =
-        TcpStream::connect_timeout(&server, TIMEOUT).with_context(|| format!("connect to {server}"))?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
-    Ok(stream)
-}
-
-fn bulk(server: SocketAddr, direction: Direction, streams: usize, seconds: f64) -> Result<Measured> {
-    let (moved, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    let opened: Vec<TcpStream> = (0..streams).map(|_| connect(server)).collect::<Result<_>>()?;
+fn bulk(
+    server: SocketAddr,
+    way: &Way,
+    direction: Direction,
+    streams: usize,
+    seconds: f64,
+) -> Result<Measured> {
+    let (moved, stop, pattern) = (AtomicU64::new(0), AtomicBool::new(false), Pattern::new(CHUNK));
+    let opened: Vec<TcpStream> =
+        (0..streams).map(|number| way.connect(number, server)).collect::<Result<_>>()?;
     thread::scope(|scope| {
         let workers: Vec<_> = opened
             .into_iter()
-            .map(|stream| scope.spawn(|| move_bytes(stream, direction, &moved, &stop)))
+            .map(|stream| {
+                scope.spawn(|| match direction {
+                    Direction::Up => upload(stream, &pattern, &moved, &stop),
+                    Direction::Down => download(stream, &pattern, &moved, &stop),
+                })
+            })
             .collect();
         thread::sleep(WARM_UP);
         let (from, began) = (moved.load(Ordering::Relaxed), Instant::now());
@@ -95,37 +106,49 @@ fn bulk(server: SocketAddr, direction: Direction, streams: usize, seconds: f64) 
     })
 }
 
-fn move_bytes(
-    mut stream: TcpStream,
-    direction: Direction,
-    moved: &AtomicU64,
-    stop: &AtomicBool,
-) -> Result<()> {
-    let mut buffer = vec![0xa5; CHUNK];
-    stream.write_all(&[match direction {
-        Direction::Up => UPLOAD,
-        Direction::Down => DOWNLOAD,
-    }])?;
+/// At its end the server says how many octets came as they were to come.
+fn upload(mut stream: TcpStream, pattern: &Pattern, moved: &AtomicU64, stop: &AtomicBool) -> Result<()> {
+    stream.write_all(&[UPLOAD])?;
+    let mut place = 0;
     while !stop.load(Ordering::Relaxed) {
-        let count = match direction {
-            Direction::Up => stream.write(&buffer)?,
-            Direction::Down => stream.read(&mut buffer)?,
-        };
+        let count = stream.write(pattern.from(place, CHUNK))?;
+        place += count as u64;
+        moved.fetch_add(count as u64, Ordering::Relaxed);
+    }
+    stream.shutdown(Shutdown::Write)?;
+    let mut arrived = [0; 8];
+    stream.read_exact(&mut arrived)?;
+    let arrived = u64::from_be_bytes(arrived);
+    ensure!(arrived == place, "of {place} octets sent, {arrived} arrived whole");
+    Ok(())
+}
+
+fn download(mut stream: TcpStream, pattern: &Pattern, moved: &AtomicU64, stop: &AtomicBool) -> Result<()> {
+    stream.write_all(&[DOWNLOAD])?;
+    let (mut buffer, mut place) = (vec![0; CHUNK], 0);
+    while !stop.load(Ordering::Relaxed) {
+        let count = stream.read(&mut buffer)?;
+        ensure!(count > 0, "the download ended by itself");
+        ensure!(pattern.fits(place, &buffer[..count]), "wrong octets at {place} of a download");
+        place += count as u64;
         moved.fetch_add(count as u64, Ordering::Relaxed);
     }
     Ok(())
 }
 
-fn connections(server: SocketAddr, threads: usize, seconds: f64) -> Result<Measured> {
+fn connections(server: SocketAddr, way: &Way, threads: usize, seconds: f64) -> Result<Measured> {
     let server = short_port(server);
-    let done = AtomicU64::new(0);
+    let (begun, done) = (AtomicUsize::new(0), AtomicU64::new(0));
     let began = Instant::now();
     let until = began + Duration::from_secs_f64(seconds);
     let work = || -> Result<()> {
         while Instant::now() < until {
             let mut answer = Vec::new();
-            connect(server)?.read_to_end(&mut answer)?;
-            anyhow::ensure!(answer == b"x", "a short connection answered {answer:?}");
+            let number = begun.fetch_add(1, Ordering::Relaxed);
+            let mut stream = way.connect(number, server)?;
+            stream.write_all(b"x")?;
+            stream.read_to_end(&mut answer)?;
+            ensure!(answer == b"x", "a short connection answered {answer:?}");
             done.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
@@ -135,24 +158,27 @@ fn connections(server: SocketAddr, threads: usize, seconds: f64) -> Result<Measu
         workers.into_iter().try_for_each(|worker| worker.join().expect("a client's thread"))
     })?;
     let count = done.load(Ordering::Relaxed);
-    Ok(Measured { value: count as f64 / began.elapsed().as_secs_f64(), ..Measured::default() })
+    Ok(Measured { value: count as f64 / began.elapsed().as_secs_f64(), count, ..Measured::default() })
 }
 
-fn round_trips(server: SocketAddr, seconds: f64) -> Result<Measured> {
-    let mut stream = connect(server)?;
+fn round_trips(server: SocketAddr, way: &Way, seconds: f64) -> Result<Measured> {
+    let mut stream = way.connect(0, server)?;
     stream.write_all(&[ECHO])?;
     let mut took = Vec::with_capacity(1 << 18);
     let began = Instant::now();
     let until = began + Duration::from_secs_f64(seconds);
     while Instant::now() < until {
-        let sent = Instant::now();
-        stream.write_all(b"x")?;
-        stream.read_exact(&mut [0])?;
+        let (sent, asked) = (Instant::now(), took.len() as u8);
+        stream.write_all(&[asked])?;
+        let mut answer = [0];
+        stream.read_exact(&mut answer)?;
         took.push(sent.elapsed());
+        ensure!(answer == [asked], "{answer:?} came back for {asked}");
     }
     took.sort_unstable();
     let micros = |share: f64| took[((took.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
-    Ok(Measured { value: micros(0.5), p99: Some(micros(0.99)), ..Measured::default() })
+    let count = took.len() as u64;
+    Ok(Measured { value: micros(0.5), p99: Some(micros(0.99)), count, ..Measured::default() })
 }
 
 /// What the socket or the path has no room for is lost; only what arrived counts.
@@ -214,11 +240,11 @@ fn datagrams(server: SocketAddr, window: usize, seconds: f64) -> Result<Measured
     Ok(Measured { value: count as f64 / began.elapsed().as_secs_f64(), ..Measured::default() })
 }
 
-fn idle(server: SocketAddr, count: usize) -> Result<Measured> {
+fn idle(server: SocketAddr, way: &Way, count: usize) -> Result<Measured> {
     let server = idle_port(server);
     let held: Vec<TcpStream> = (0..count)
-        .map(|_| {
-            let mut stream = connect(server)?;
+        .map(|number| {
+            let mut stream = way.connect(number, server)?;
             stream.write_all(b"hello")?;
             stream.read_exact(&mut [0; 5])?;
             Ok(stream)
