@@ -127,6 +127,12 @@ impl Echo {
         Ok(slot)
     }
 
+    /// Under which permit the pod pings `destination`; its port is the identifier.
+    pub(crate) fn permit(&self, pod: SocketAddr, destination: IpAddr) -> Option<&Permit> {
+        let key = Key { source: pod.ip(), destination, identifier: pod.port() };
+        self.by_key.get(&key).map(|&slot| &self.flows[slot].permit)
+    }
+
     fn get_mut(&mut self, id: EchoId) -> Option<&mut Flow> {
         self.flows.get_mut(id.slot as usize).filter(|flow| flow.id == id)
     }

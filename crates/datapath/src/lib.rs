@@ -22,7 +22,6 @@ pub mod sniff;
 pub mod stack;
 pub mod tcp;
 mod timer;
-mod too_big;
 pub mod udp;
 pub mod view;
 pub mod vnet;
@@ -36,6 +35,6 @@ pub use limits::Limits;
 pub use record::{CloseReason, FlowBegin, FlowRecord, NameSource};
 pub use smoltcp::time::{Duration, Instant};
 pub use stack::{
-    Action, Cx, DialFailure, DnsAlias, Input, Stack, StackConfig, Target, Transmit, UpstreamFailure,
+    Action, Cx, DialFailure, DnsAlias, Input, LiveFlow, Stack, StackConfig, Target, Transmit, UpstreamFailure,
 };
 pub use udp::MappingId;

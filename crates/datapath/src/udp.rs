@@ -208,6 +208,12 @@ impl Udp {
         Ok(())
     }
 
+    /// Under which permit `source` sends to `dial`, the address that is really sent to.
+    pub(crate) fn permit(&self, source: SocketAddr, dial: SocketAddr) -> Option<&Permit> {
+        let mapping = &self.mappings[*self.by_source.get(&source)?];
+        mapping.peers.get(&dial).map(|peer| &peer.permit)
+    }
+
     fn get(&self, id: MappingId) -> Option<&Mapping> {
         find(&self.mappings, id)
     }

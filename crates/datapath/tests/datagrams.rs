@@ -18,7 +18,7 @@ use tunproxy_datapath::{
     internet_checksum,
 };
 use tunproxy_policy::model::Policies;
-use tunproxy_policy::{NodeDefault, WorkloadPolicy};
+use tunproxy_policy::{Decision, NodeDefault, Protocol, WorkloadPolicy};
 use tunproxy_testkit::packet;
 
 /// A pod and two hosts of one family.
@@ -336,6 +336,34 @@ fn echo_flows_are_counted_and_idle() {
         assert_eq!(bench.living(), (0, 1));
         let idle = |host| (SocketAddr::new(host, 0), CloseReason::Idle);
         assert_eq!(bench.closed(), [idle(family.other), idle(family.host)]);
+    }
+}
+
+/// What a capture asks: the permit of what lives, and nothing of what does not.
+#[test]
+fn who_looks_on_sees_the_permits_of_live_flows() {
+    for family in families() {
+        let mut bench = Bench::new(family);
+        let (pod, to) = (bench.pod(40_000), bench.host(443));
+        let (pinging, pinged) = (bench.pod(7), bench.host(0));
+        let live = |bench: &Bench, protocol, pod, remote| {
+            bench.engine.stack.live_flow(protocol, pod, remote).map(|live| live.permit.rule().clone())
+        };
+        assert_eq!(live(&bench, Protocol::Udp, pod, to), None);
+        bench.open(40_000, to);
+        bench.ping(family.host, 7).expect("a flow");
+        for (protocol, pod, remote) in [(Protocol::Udp, pod, to), (Protocol::Icmp, pinging, pinged)] {
+            let Decision::Allow(permit) = bench.engine.stack.decide(bench.now, protocol, remote) else {
+                panic!()
+            };
+            assert_eq!(live(&bench, protocol, pod, remote).as_ref(), Some(permit.rule()));
+        }
+        assert_eq!(live(&bench, Protocol::Udp, pod, bench.host(444)), None);
+        assert_eq!(live(&bench, Protocol::Icmp, bench.pod(8), pinged), None);
+        assert_eq!(live(&bench, Protocol::Tcp, pod, to), None);
+        bench.set_policy(deny_all());
+        assert_eq!(live(&bench, Protocol::Udp, pod, to), None);
+        assert_eq!(live(&bench, Protocol::Icmp, pinging, pinged), None);
     }
 }
 

@@ -1,11 +1,9 @@
 //! One connection's state machine (RFC 9293 3.10), seen from the side that stands in for the remote end.
 
-mod delayed;
 mod transmit;
 
 use smoltcp::time::{Duration, Instant};
 
-use self::delayed::Acknowledging;
 use super::recv::{Accepted, Receiver};
 use super::segment::{Options, Outgoing, Segment, TIMESTAMP_LEN};
 use super::send::{Expiry, Heard, Sender, Settings};
@@ -14,7 +12,6 @@ use super::time_wait::Record;
 use super::{MIN_MSS, WINDOW_SCALE};
 use crate::buffer::{PacketBuf, Pool};
 use crate::counters::DropReason;
-use crate::too_big::TooBig;
 
 /// SYN|ACKs sent again before the half-open flow is given up (Linux: tcp_synack_retries).
 const SYN_ACK_RETRIES: u8 = 5;
@@ -115,7 +112,6 @@ pub(crate) struct Flow {
     our_mss: u16,
     last_ack_sent: Seq,
     ack_now: bool,
-    acknowledging: Acknowledging,
     probe_now: bool,
     syn_ack_now: bool,
     syn_acks: u8,
@@ -154,7 +150,6 @@ impl Flow {
             our_mss: link.mss,
             last_ack_sent: syn.seq + 1,
             ack_now: false,
-            acknowledging: Acknowledging::NEW,
             probe_now: false,
             syn_ack_now: true,
             syn_acks: 0,
@@ -190,15 +185,6 @@ impl Flow {
         self.ack_now
     }
 
-    /// Segments as large as the one that `error` speaks of do not pass. Returns whether it is one that is under way, and
-    /// smaller ones go from now on.
-    pub(crate) fn packet_too_big(&mut self, now: Instant, error: &TooBig) -> bool {
-        let options = if self.timestamps.is_some() { TIMESTAMP_LEN } else { 0 };
-        let headers = if error.pod.is_ipv4() { 40 } else { 60 };
-        let mss = error.mtu.saturating_sub(headers).max(MIN_MSS) - options;
-        self.sender.lower_mss(now, error.seq, mss)
-    }
-
     // --- segments ---
 
     pub(crate) fn handle(
@@ -222,7 +208,7 @@ impl Flow {
         self.keepalives = 0;
         self.take_timestamp(now, segment);
         self.take_ack(now, pool, segment, ack, &mut events);
-        self.take_payload(now, pool, buffer, segment, &mut events);
+        self.take_payload(pool, buffer, segment, &mut events);
         events
     }
 
@@ -358,7 +344,6 @@ impl Flow {
 
     fn take_payload(
         &mut self,
-        now: Instant,
         pool: &mut Pool,
         buffer: &mut PacketBuf,
         segment: &Segment,
@@ -367,8 +352,7 @@ impl Flow {
         if segment.payload.is_empty() && !segment.fin {
             return;
         }
-        // Whatever does not simply go on is answered at once (RFC 5681 4.2).
-        let was_due = std::mem::replace(&mut self.ack_now, true);
+        self.ack_now = true;
         match self.state {
             State::Established | State::FinWait1 | State::FinWait2 => {}
             // The pod had closed this direction; nothing more can be in order.
@@ -381,15 +365,11 @@ impl Flow {
                 return;
             }
         }
-        let gap = self.receiver.has_report();
-        let accepted = self.receiver.accept(pool, buffer, segment);
-        match accepted {
+        match self.receiver.accept(pool, buffer, segment) {
             Accepted::InOrder(_) => events.data = true,
             Accepted::OutOfOrder | Accepted::Duplicate => {}
             Accepted::Refused(reason) => events.dropped = Some(reason),
         }
-        let plain = matches!(accepted, Accepted::InOrder(_)) && !gap && !segment.fin;
-        self.ack_now = was_due || !self.may_hold_ack(now, plain);
         if self.receiver.is_closed() {
             events.fin = true;
             self.state = match self.state {
@@ -436,8 +416,7 @@ impl Flow {
             return self.syn_ack_at;
         }
         let keepalive = self.heard + KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * u32::from(self.keepalives);
-        let others = [self.sender.poll_at(), self.acknowledging.due()].into_iter().flatten().min();
-        Some(others.map_or(keepalive, |at| at.min(keepalive)))
+        Some(self.sender.poll_at().map_or(keepalive, |at| at.min(keepalive)))
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> Events {
@@ -452,9 +431,6 @@ impl Flow {
                 self.syn_ack_at = Some(now + SYN_ACK_TIMEOUT * (1 << self.syn_acks));
             }
             return Events::default();
-        }
-        if self.acknowledging.is_overdue(now) {
-            self.ack_now = true;
         }
         match self.sender.handle_timeout(now) {
             Expiry::None | Expiry::Transmit => {}

@@ -11,8 +11,8 @@ use crate::dns::StreamTap;
 use crate::key::{End, Ends, FlowId};
 use crate::record::{CloseReason, FlowBegin, FlowRecord, NameSource, Outcome};
 use crate::sniff::{self, Sniffed};
-use crate::stack::Shared;
 use crate::stack::shared::settle;
+use crate::stack::{LiveFlow, Shared};
 use crate::timer::Armed;
 
 /// How long a flow whose name is to be shown may stay silent before the strictest verdict holds.
@@ -104,6 +104,16 @@ impl Slot {
             Body::Held(held) => held.fallback.as_mut(),
             Body::Open(open) => open.sniffing.as_mut().map(|sniffing| &mut sniffing.fallback),
         }
+    }
+
+    /// See [`crate::Stack::live_flow`].
+    pub(super) fn live(&self) -> LiveFlow<'_> {
+        let permit = &self.meta.permit;
+        let name_open = match &self.body {
+            Body::Held(held) => held.fallback.is_some(),
+            Body::Open(open) => open.sniffing.is_some(),
+        };
+        LiveFlow { permit, name_source: self.meta.name_source.filter(|_| permit.name().is_some()), name_open }
     }
 
     pub(super) fn set_fallback(&mut self, fallback: Box<Decision>) {

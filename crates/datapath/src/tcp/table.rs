@@ -10,6 +10,7 @@ mod replies;
 mod upstream;
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 
 use slab::Slab;
 use smoltcp::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use crate::emit::Head;
 use crate::key::{Ends, FlowId, KeyedState};
 use crate::limits::Limits;
 use crate::record::CloseReason;
-use crate::stack::{Action, Cx, Shared, Transmit};
+use crate::stack::{Action, Cx, LiveFlow, Shared, Transmit};
 use crate::timer::Timers;
 
 /// Octets of an IP packet; a super-segment's payload and headers fit in it.
@@ -85,6 +86,11 @@ impl Tcp {
 
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// See [`crate::Stack::live_flow`].
+    pub(crate) fn live(&self, pod: SocketAddr, remote: SocketAddr) -> Option<LiveFlow<'_>> {
+        self.by_ends.get(&Ends::new(pod, remote)).map(|&slot| self.slots[slot as usize].live())
     }
 
     fn slot(&self, id: FlowId) -> Option<&Slot> {

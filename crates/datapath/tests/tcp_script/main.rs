@@ -6,7 +6,6 @@ mod common;
 mod script;
 mod segment;
 
-mod acknowledging;
 mod blind;
 mod close;
 mod congestion;
@@ -14,7 +13,6 @@ mod document;
 mod handshake;
 mod limits;
 mod loss;
-mod mtu;
 mod names;
 mod options;
 mod paws;

@@ -132,6 +132,20 @@ fn one_name_for_the_address_needs_no_octets() {
     assert_eq!(s.connects()[0].name.as_ref().map(ToString::to_string).as_deref(), Some("good.example"));
 }
 
+/// What a capture sees of the flow: provisional while the name is open, then what the name came to.
+#[test]
+fn who_looks_on_sees_whether_the_name_is_open() {
+    let mut s = shared_address();
+    let seen = |s: &Script| {
+        let live = s.engine.stack.live_flow(Protocol::Tcp, s.pod, s.remote).expect("a live flow");
+        (live.name_open, live.name_source)
+    };
+    s.connect(syn());
+    assert_eq!(seen(&s), (true, Some(NameSource::Dns)));
+    s.pod(data(1, 1, &client_hello("good.example")));
+    assert_eq!(seen(&s), (false, Some(NameSource::Sni)));
+}
+
 #[test]
 fn an_address_without_a_name_is_refused() {
     let mut s = with(vec![rule(EgressAction::Allow, &["good.example"], None)], &[]);
