@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueHint};
 
-use crate::commands::{explain::ExplainArgs, validate::ValidateArgs};
+use crate::commands::{explain::ExplainArgs, pcap::PcapArgs, validate::ValidateArgs};
 use crate::config::{ConfigFlags, DefaultAction};
 
 const EXAMPLES: &str = "\
@@ -52,6 +52,7 @@ pub enum Command {
     Exec(ExecArgs),
     Tun(TunArgs),
     Explain(ExplainArgs),
+    Pcap(PcapArgs),
     Validate(ValidateArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
@@ -281,9 +282,13 @@ mod tests {
             let Some(start) = line.find("tunproxy-agent ").filter(|_| line.starts_with("  ")) else {
                 continue;
             };
-            let words = line[start..]
-                .split_whitespace()
-                .map(|word| word.trim_matches('\''))
+            // Every other part is in quotes.
+            let parts = line[start..].split('\'').enumerate();
+            let words = parts
+                .flat_map(|(index, part)| match index % 2 {
+                    0 => part.split_whitespace().collect(),
+                    _ => vec![part],
+                })
                 .take_while(|word| !word.starts_with(['|', '>', '(']));
             if let Err(error) = Cli::command().try_get_matches_from(words) {
                 panic!("{line}: {error}");

@@ -9,6 +9,7 @@ pub mod exec;
 pub mod flowlog;
 pub mod logging;
 pub mod paint;
+pub mod pcap;
 pub mod policies;
 pub mod resolvers;
 pub mod serve;

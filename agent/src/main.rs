@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Validate(args) => {
             (answer(no_color, |out, paint| commands::validate::run(&args, out, paint)), UNANSWERED)
         }
+        Command::Pcap(args) => (commands::pcap::run(&args), 1),
         Command::Completions(args) => (print_completions(&args), 1),
         Command::Man(args) => (print_manual(&args), 1),
         Command::ExecInit(args) => return exec::init::run(&args.command),

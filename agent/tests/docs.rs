@@ -63,7 +63,8 @@ fn commands_in_the_documents_parse() {
         let sessions = blocks(&text, "console").into_iter().flat_map(str::lines);
         let typed = scripts.chain(sessions.filter_map(|line| line.strip_prefix("$ ")));
         for line in typed.filter(|line| line.starts_with("tunproxy-agent ")) {
-            let parsed = Cli::command().try_get_matches_from(line.split_whitespace());
+            let words = line.split_whitespace().take_while(|word| *word != "|");
+            let parsed = Cli::command().try_get_matches_from(words);
             assert!(parsed.is_ok(), "{}: {line}: {}", file.display(), parsed.unwrap_err());
             seen += 1;
         }

@@ -1,5 +1,7 @@
-//! Health, status and metrics over HTTP: on a Unix socket, and on an address for collectors.
+//! Health, status and metrics over HTTP: on a Unix socket, and on an address for collectors. The socket alone captures
+//! packets too: it is root's.
 
+mod captures;
 mod metrics;
 mod status;
 
@@ -22,6 +24,7 @@ use tokio::task::JoinSet;
 
 use crate::config;
 use crate::flowlog::Recorder;
+use crate::pcap::Captures;
 use crate::policies::Policies;
 use crate::serve::pods::Pods;
 
@@ -71,10 +74,16 @@ impl Admin {
     pub async fn serve(self, node: Arc<Node>, stop: watch::Receiver<bool>) {
         let mut servers = JoinSet::new();
         if let Some((listener, path)) = self.unix {
-            let app = routes(node.clone());
+            let captures = Arc::new(Captures::default());
+            let app = routes(node.clone()).merge(captures::routes(node.clone(), captures.clone()));
             let stop = stop.clone();
             servers.spawn(async move {
-                let result = axum::serve(listener, app).with_graceful_shutdown(stopped(stop)).await;
+                let ending = async move {
+                    stopped(stop).await;
+                    // Else the server would wait for them.
+                    captures.end_all();
+                };
+                let result = axum::serve(listener, app).with_graceful_shutdown(ending).await;
                 drop(path);
                 result
             });

@@ -1,6 +1,7 @@
 //! The subcommands that answer and end.
 
 pub mod explain;
+pub mod pcap;
 pub mod validate;
 
 mod target;

@@ -109,7 +109,7 @@ impl<'a> FlowLine<'a> {
             destination: endpoint(begin.protocol, begin.destination),
             name: begin.name.as_ref().map(tunproxy_policy::DomainName::as_str),
             name_source: begin.name_source.map(tunproxy_datapath::NameSource::label),
-            verdict: label(begin.verdict),
+            verdict: verdict_label(begin.verdict),
             policy: &begin.rule.policy,
             rule: &begin.rule.rule,
             reason: None,
@@ -143,15 +143,22 @@ impl<'a> Pod<'a> {
 fn verdict(record: &FlowRecord) -> (&'static str, Option<&str>) {
     match record.outcome {
         Outcome::Denied(reason) => ("denied", Some(reason.label())),
-        Outcome::Allowed(verdict) => (label(verdict), record.detail.as_deref().or(failure(record.close))),
+        Outcome::Allowed(verdict) => {
+            (verdict_label(verdict), record.detail.as_deref().or(failure(record.close)))
+        }
     }
 }
 
-fn label(verdict: Verdict) -> &'static str {
+pub(crate) fn verdict_label(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Allowed => "allowed",
         Verdict::Audited => "audited",
     }
+}
+
+/// Whether a flow did not get what it asked for: policy refused it, or it failed.
+pub(crate) fn is_failure(record: &FlowRecord) -> bool {
+    matches!(record.outcome, Outcome::Denied(_)) || failure(record.close).is_some()
 }
 
 /// The reason of an allowed flow that did not get what it asked for.

@@ -19,6 +19,7 @@ use tunproxy_datapath::{FlowBegin, FlowRecord};
 use tunproxy_policy::Workload;
 
 pub use line::FlowLine;
+pub(crate) use line::{is_failure, verdict_label};
 pub use recorder::Recorder;
 pub use rotate::RotatingFile;
 

@@ -193,6 +193,28 @@ impl Pods {
         Status { ready: resident, degraded: !resident || broken > 0, message }
     }
 
+    /// The served attachments of a pod, which is `NAMESPACE/NAME` or a container's id.
+    pub fn find(&self, pod: &str) -> Vec<(PodId, Attachment)> {
+        let named = |candidate: &Pod| match pod.split_once('/') {
+            Some((namespace, name)) => {
+                (namespace, name) == (&*candidate.workload.namespace, &*candidate.workload.name)
+            }
+            None => candidate.attachment.key.container_id == pod,
+        };
+        let table = self.lock();
+        let found = table.pods.values().filter(|candidate| named(candidate));
+        found
+            .filter_map(|pod| match pod.state {
+                State::Served(id) => Some((id, pod.attachment.clone())),
+                State::Broken(_) => None,
+            })
+            .collect()
+    }
+
+    pub fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
     /// Every attachment with its counters.
     pub fn list(&self) -> Vec<PodStatus> {
         let mut snapshots: BTreeMap<u64, PodSnapshot> =

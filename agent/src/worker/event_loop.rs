@@ -227,6 +227,12 @@ impl EventLoop {
                 Command::Dialed(dialed) => {
                     self.with_pod_by_id(own, now, dialed.pod, |pod, env, _| pod.dialed(env, dialed));
                 }
+                Command::Capture(id, probe, answer) => {
+                    if let Some(pod) = self.by_id.get(&id).and_then(|&index| self.pods.get_mut(index)) {
+                        pod.taps.add(*probe);
+                    }
+                    let _ = answer.send(());
+                }
                 Command::Stop => return false,
             }
         }

@@ -11,6 +11,7 @@ mod event_loop;
 mod icmp_io;
 mod pod;
 mod socket;
+mod tap;
 mod tcp_io;
 mod token;
 mod tun_io;
@@ -35,6 +36,7 @@ use tunproxy_policy::{Permit, UpstreamRef, Workload, WorkloadPolicy};
 pub use descriptors::raise_descriptor_limit;
 use descriptors::{Descriptors, Lease};
 use event_loop::EventLoop;
+pub use tap::Probe;
 
 #[derive(Clone, Debug)]
 pub struct WorkersConfig {
@@ -182,6 +184,7 @@ enum Command {
     SetRules(PodId, Box<PodRules>),
     Snapshot(Sender<Vec<PodSnapshot>>),
     Dialed(Dialed),
+    Capture(PodId, Box<Probe>, Sender<()>),
     Stop,
 }
 
@@ -290,6 +293,20 @@ impl Workers {
         };
         let waits: Vec<_> = self.handles.iter().map(ask).collect();
         waits.into_iter().flat_map(|wait| wait.recv().unwrap_or_default()).collect()
+    }
+
+    /// Has every worker that serves the pod capture its packets until nobody reads from the probe's channel. Returns when
+    /// all of them do.
+    pub fn capture(&self, pod: PodId, probe: &Probe) {
+        let ask = |handle: &Handle| {
+            let (answer, wait) = mpsc::channel();
+            handle.send(Command::Capture(pod, Box::new(probe.clone()), answer));
+            wait
+        };
+        let waits: Vec<_> = self.handles.iter().map(ask).collect();
+        for wait in waits {
+            let _ = wait.recv();
+        }
     }
 
     /// Ends every flow and waits for the threads.

@@ -9,19 +9,21 @@ use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 use tunproxy_datapath::{
-    Account, Action, Cx, Input, Instant, MappingId, PacketBuf, Pool, Stack, StackConfig,
+    Account, Action, Cx, Input, Instant, MappingId, PacketBuf, Pool, Stack, StackConfig, vnet,
 };
 use tunproxy_policy::Workload;
 
 use super::datagram_run::DatagramRun;
 use super::descriptors::Share;
 use super::icmp_io::EchoSocket;
+use super::tap::Taps;
 use super::tcp_io::FlowSocket;
 use super::token::{Generation, Source, pack};
 use super::tun_io::Queue;
 use super::turn::{Complaints, Ready, Turn};
 use super::udp_io::UdpSocket;
 use super::{Dialed, Dialer, FlowSink, Handle, PodConfig, PodId, PodRules, PodSnapshot, WorkersConfig};
+use crate::pcap::Direction;
 
 /// What a pod's work needs of its worker.
 pub(super) struct Env<'a> {
@@ -63,6 +65,8 @@ pub(super) struct Pod {
     /// What its flows hold of the worker's pool.
     pub(super) account: Account,
     pub(super) complaints: Complaints,
+    /// Who looks on.
+    pub(super) taps: Taps,
 }
 
 impl Pod {
@@ -104,6 +108,7 @@ impl Pod {
             descriptors,
             account: Account::default(),
             complaints: Complaints::default(),
+            taps: Taps::default(),
         })
     }
 
@@ -172,11 +177,26 @@ impl Pod {
             more = self.queues[number].read(buffer);
             if more {
                 turn.spend(buffer.len);
-                self.handle_packet(env, buffer);
+                if self.taps.is_empty() {
+                    self.handle_packet(env, buffer);
+                } else {
+                    self.handle_watched(env, buffer);
+                }
             }
         }
         self.send_run(env);
         more
+    }
+
+    /// [`handle_packet`](Self::handle_packet) under the eyes of a capture.
+    fn handle_watched(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf) {
+        let before = self.stack.counters().clone();
+        let held =
+            self.taps.hold(Direction::Outbound, [buffer.bytes().get(vnet::LEN..).unwrap_or_default(), &[]]);
+        self.handle_packet(env, buffer);
+        if let Some(held) = held {
+            self.taps.give(&held, &self.stack, env.now, Some(&before));
+        }
     }
 
     fn handle_packet(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf) {
@@ -238,6 +258,12 @@ impl Pod {
         while let Some(packet) = self.stack.poll_transmit(&mut env.cx()) {
             any = true;
             queue.write(packet.head, packet.payload);
+            if !self.taps.is_empty() {
+                let held = self.taps.hold(Direction::Inbound, [&packet.head[vnet::LEN..], packet.payload]);
+                if let Some(held) = held {
+                    self.taps.give(&held, &self.stack, env.now, None);
+                }
+            }
         }
         any
     }
@@ -253,7 +279,12 @@ impl Pod {
                 Action::OpenEcho { echo, destination, permit: _ } => self.open_echo(env, echo, destination),
                 Action::CloseEcho { echo } => close(&mut self.echoes, echo.slot),
                 Action::Begin(begin) => env.sink.begin(&self.workload, *begin),
-                Action::Record(record) => env.sink.record(&self.workload, *record),
+                Action::Record(record) => {
+                    if !self.taps.is_empty() {
+                        self.taps.ended(&record);
+                    }
+                    env.sink.record(&self.workload, *record);
+                }
             }
         }
     }
@@ -298,6 +329,11 @@ impl Pod {
             (self.stack.udp_reply(now, mapping, from, payload), self.queues.first())
         {
             queue.write(head, payload);
+            if !self.taps.is_empty()
+                && let Some(held) = self.taps.hold(Direction::Inbound, [&head[vnet::LEN..], payload])
+            {
+                self.taps.give(&held, &self.stack, now, None);
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `tunproxy-agent serve` with pods that are really attached: the test plays the plugin.
 
 mod attachments;
+mod captures;
 mod documents;
 mod flows;
 mod lab;

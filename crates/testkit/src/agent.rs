@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::binaries::Program;
 use crate::netns::Namespace;
-use crate::process::{self, Background};
+use crate::process::Background;
 use crate::wait;
 
 const START: Duration = Duration::from_secs(20);
@@ -114,6 +114,10 @@ impl AgentProcess {
         self.directory.path().join("cni.sock")
     }
 
+    pub fn admin_socket(&self) -> PathBuf {
+        self.directory.path().join("admin.sock")
+    }
+
     /// The plugin's entry in a conflist for this agent.
     pub fn plugin_configuration(&self) -> Value {
         json!({
@@ -160,19 +164,19 @@ impl AgentProcess {
     /// As [`Self::start_again`], for an agent that is not to become ready: waits until it answers at all.
     pub fn start_again_unready(&mut self) -> Result<()> {
         self.process = spawn(&self.node, self.directory.path())?;
-        let socket = self.directory.path().join("admin.sock");
+        let socket = self.admin_socket();
         self.process
             .wait_ready(START, || http_get(&socket, "/healthz").is_ok_and(|(status, _)| status == 200))
     }
 
     /// Status and body of `/readyz`.
     pub fn readiness(&self) -> Result<(u16, String)> {
-        http_get(&self.directory.path().join("admin.sock"), "/readyz")
+        http_get(&self.admin_socket(), "/readyz")
     }
 
     /// The body of a 200 answer of the admin socket.
     pub fn admin(&self, path: &str) -> Result<String> {
-        let (status, body) = http_get(&self.directory.path().join("admin.sock"), path)?;
+        let (status, body) = http_get(&self.admin_socket(), path)?;
         if status != 200 {
             bail!("{path} answered {status}: {body}");
         }
@@ -251,20 +255,29 @@ impl AgentProcess {
     }
 
     fn memory(&self, key: &str) -> Result<u64> {
-        process::memory_kib(self.pid(), key)
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).context("no such key")?;
+        line.trim().trim_end_matches(" kB").trim().parse().with_context(|| format!("{key} is no number"))
     }
 
     pub fn open_descriptors(&self) -> Result<usize> {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
     }
 
-    /// See [`process::cpu_time`].
+    /// User and system time of its threads so far, to the nanosecond; of threads that have ended nothing is known.
     pub fn cpu_time(&self) -> Result<Duration> {
-        process::cpu_time(self.pid())
+        let mut sum = 0;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            // A thread may end meanwhile.
+            let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
+            let time = text.split_whitespace().next().and_then(|time| time.parse::<u64>().ok());
+            sum += time.with_context(|| format!("schedstat holds {text:?}"))?;
+        }
+        Ok(Duration::from_nanos(sum))
     }
 
     fn wait_ready(&mut self) -> Result<()> {
-        let socket = self.directory.path().join("admin.sock");
+        let socket = self.admin_socket();
         self.process.wait_ready(START, || http_get(&socket, "/readyz").is_ok_and(|(status, _)| status == 200))
     }
 }
