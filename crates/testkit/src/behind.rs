@@ -35,11 +35,12 @@ impl Behind {
     ) -> Result<Self> {
         let behind = Namespace::new("behind")?;
         let link = LinkEmulator::start([&behind, pod], [LINK, LINK], up, down, seed)?;
+        let (near, far) = (hardware_address(&behind)?, hardware_address(pod)?);
         let gateways = [gateway(pod, "-4")?, gateway(pod, "-6")?];
         pod.ip(&format!("addr flush dev {interface} scope global"))?;
         become_router(pod, interface)?;
         for (router, flag) in ROUTER.into_iter().zip(["-4", "-6"]) {
-            pod.ip(&format!("addr add {router} dev {LINK}"))?;
+            pod.ip(&format!("{flag} addr add {router} dev {LINK}{}", without_detection(flag)))?;
             let gateway = &gateways[usize::from(flag == "-6")];
             let via = gateway.as_ref().map(|ip| format!("via {ip} ")).unwrap_or_default();
             let onlink = if gateway.is_some() { " onlink" } else { "" };
@@ -48,9 +49,12 @@ impl Behind {
         for address in addresses {
             let (flag, bits) = if address.is_ipv4() { ("-4", 32) } else { ("-6", 128) };
             let router = ROUTER[usize::from(address.is_ipv6())];
-            behind.ip(&format!("addr add {address}/{bits} dev {LINK}"))?;
+            behind.ip(&format!("{flag} addr add {address}/{bits} dev {LINK}{}", without_detection(flag)))?;
             behind.ip(&format!("{flag} route add default via {router} dev {LINK} onlink src {address}"))?;
             pod.ip(&format!("{flag} route add {address}/{bits} dev {LINK}"))?;
+            // What the link loses is to be the traffic, not the way to it.
+            behind.ip(&format!("neigh replace {router} lladdr {far} dev {LINK} nud permanent"))?;
+            pod.ip(&format!("neigh replace {address} lladdr {near} dev {LINK} nud permanent"))?;
             // On a link with neighbours, somebody must answer for the address that is no longer there.
             if gateways[usize::from(address.is_ipv6())].is_some() {
                 pod.ip(&format!("neigh add proxy {address} dev {interface}"))?;
@@ -58,6 +62,16 @@ impl Behind {
         }
         Ok(Self { link, namespace: Arc::new(behind), _pod: Arc::clone(pod) })
     }
+}
+
+fn hardware_address(end: &Namespace) -> Result<String> {
+    let links = end.ip_json(&format!("link show {LINK}"))?;
+    links[0]["address"].as_str().map(ToOwned::to_owned).context("no hardware address")
+}
+
+/// A route may name an address as its source only when it is known to be nobody else's.
+fn without_detection(flag: &str) -> &'static str {
+    if flag == "-6" { " nodad" } else { "" }
 }
 
 /// Of the default route; an interface without neighbours has none.
