@@ -1,9 +1,11 @@
 //! One connection's state machine (RFC 9293 3.10), seen from the side that stands in for the remote end.
 
+mod delayed;
 mod transmit;
 
 use smoltcp::time::{Duration, Instant};
 
+use self::delayed::Acknowledging;
 use super::recv::{Accepted, Receiver};
 use super::segment::{Options, Outgoing, Segment, TIMESTAMP_LEN};
 use super::send::{Expiry, Heard, Sender, Settings};
@@ -112,6 +114,7 @@ pub(crate) struct Flow {
     our_mss: u16,
     last_ack_sent: Seq,
     ack_now: bool,
+    acknowledging: Acknowledging,
     probe_now: bool,
     syn_ack_now: bool,
     syn_acks: u8,
@@ -150,6 +153,7 @@ impl Flow {
             our_mss: link.mss,
             last_ack_sent: syn.seq + 1,
             ack_now: false,
+            acknowledging: Acknowledging::NEW,
             probe_now: false,
             syn_ack_now: true,
             syn_acks: 0,
@@ -208,7 +212,7 @@ impl Flow {
         self.keepalives = 0;
         self.take_timestamp(now, segment);
         self.take_ack(now, pool, segment, ack, &mut events);
-        self.take_payload(pool, buffer, segment, &mut events);
+        self.take_payload(now, pool, buffer, segment, &mut events);
         events
     }
 
@@ -344,6 +348,7 @@ impl Flow {
 
     fn take_payload(
         &mut self,
+        now: Instant,
         pool: &mut Pool,
         buffer: &mut PacketBuf,
         segment: &Segment,
@@ -352,7 +357,8 @@ impl Flow {
         if segment.payload.is_empty() && !segment.fin {
             return;
         }
-        self.ack_now = true;
+        // Whatever does not simply go on is answered at once (RFC 5681 4.2).
+        let was_due = std::mem::replace(&mut self.ack_now, true);
         match self.state {
             State::Established | State::FinWait1 | State::FinWait2 => {}
             // The pod had closed this direction; nothing more can be in order.
@@ -365,11 +371,15 @@ impl Flow {
                 return;
             }
         }
-        match self.receiver.accept(pool, buffer, segment) {
+        let gap = self.receiver.has_report();
+        let accepted = self.receiver.accept(pool, buffer, segment);
+        match accepted {
             Accepted::InOrder(_) => events.data = true,
             Accepted::OutOfOrder | Accepted::Duplicate => {}
             Accepted::Refused(reason) => events.dropped = Some(reason),
         }
+        let plain = matches!(accepted, Accepted::InOrder(_)) && !gap && !segment.fin;
+        self.ack_now = was_due || !self.may_hold_ack(now, plain);
         if self.receiver.is_closed() {
             events.fin = true;
             self.state = match self.state {
@@ -416,7 +426,8 @@ impl Flow {
             return self.syn_ack_at;
         }
         let keepalive = self.heard + KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * u32::from(self.keepalives);
-        Some(self.sender.poll_at().map_or(keepalive, |at| at.min(keepalive)))
+        let others = [self.sender.poll_at(), self.acknowledging.due()].into_iter().flatten().min();
+        Some(others.map_or(keepalive, |at| at.min(keepalive)))
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> Events {
@@ -431,6 +442,9 @@ impl Flow {
                 self.syn_ack_at = Some(now + SYN_ACK_TIMEOUT * (1 << self.syn_acks));
             }
             return Events::default();
+        }
+        if self.acknowledging.is_overdue(now) {
+            self.ack_now = true;
         }
         match self.sender.handle_timeout(now) {
             Expiry::None | Expiry::Transmit => {}

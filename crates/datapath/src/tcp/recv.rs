@@ -56,7 +56,8 @@ pub(crate) struct Receiver {
 impl Receiver {
     /// Begins behind the pod's SYN; `scale` is ours.
     pub(crate) fn new(first: Seq, scale: u8, max_capacity: usize) -> Self {
-        let max_capacity = max_capacity.min(1 << 30) as u32;
+        // More than the window field can tell would be told of over and over.
+        let max_capacity = max_capacity.min(usize::from(u16::MAX) << scale) as u32;
         Self {
             nxt: first,
             edge: first,

@@ -6,6 +6,7 @@ mod common;
 mod script;
 mod segment;
 
+mod acknowledging;
 mod blind;
 mod close;
 mod congestion;

@@ -3,7 +3,7 @@
 use tunproxy_testkit::packet;
 
 use crate::common::{allow_all, config, pattern};
-use crate::script::{Script, secs};
+use crate::script::{Script, ms, secs};
 use crate::segment::{ACK, FIN, PSH, RST, SYN, ack, data, syn};
 
 #[test]
@@ -19,6 +19,7 @@ fn the_last_octets_there_are_bear_psh_and_those_before_do_not() {
     s.upstream_sends(&vec![1; 200_000]);
     assert_eq!(s.all().iter().filter(|seen| seen.has(PSH)).count(), 1);
     s.pod(data(1, 3_502, b"y"));
+    s.wait(ms(40));
     assert!(!s.expect(ACK).has(PSH), "there is nothing to push");
 }
 

@@ -36,6 +36,7 @@ impl Flow {
                 self.fin_sent();
             }
             let mut outgoing = self.outgoing(now, piece.seq);
+            self.acknowledging.sent(now, piece.len > 0);
             outgoing.psh = piece.psh;
             outgoing.fin = piece.fin;
             outgoing.payload_len = piece.len;
@@ -90,6 +91,7 @@ impl Flow {
 
     pub(super) fn outgoing(&mut self, now: Instant, seq: Seq) -> Outgoing {
         self.ack_now = false;
+        self.acknowledging.sent(now, false);
         self.last_ack_sent = self.receiver.nxt();
         let window = self.receiver.advertise(self.our_mss);
         let mut outgoing = Outgoing::new(seq, Some(self.receiver.nxt()), window);
