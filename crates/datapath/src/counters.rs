@@ -32,7 +32,7 @@ pub enum DropReason {
     Reassembly,
     UnsolicitedReply,
     ErrorRate,
-    /// An ICMP message other than echo request.
+    /// An ICMP message other than echo request, or than news of a smaller MTU.
     IcmpType,
     /// Policy refused the flow.
     Policy,

@@ -22,6 +22,7 @@ pub mod sniff;
 pub mod stack;
 pub mod tcp;
 mod timer;
+mod too_big;
 pub mod udp;
 pub mod view;
 pub mod vnet;

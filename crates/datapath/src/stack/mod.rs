@@ -21,6 +21,7 @@ use crate::key::{FlowId, KeyedState};
 use crate::limits::Limits;
 use crate::record::{CloseReason, FlowBegin, FlowRecord};
 use crate::tcp::table::Tcp;
+use crate::too_big::TooBig;
 use crate::udp::{MappingId, Udp};
 use crate::view::{self, Packet, Transport};
 use crate::vnet;
@@ -264,6 +265,12 @@ impl Stack {
                 self.tcp.handle_packet(&mut self.shared, cx, packet, buffer).map(|()| Input::Done)
             }
             Transport::Udp => self.udp.handle_packet(&mut self.shared, cx.now, packet, buffer.bytes()),
+            Transport::IcmpV4 | Transport::IcmpV6
+                if TooBig::parse(packet, buffer.bytes())
+                    .is_some_and(|error| self.tcp.packet_too_big(cx.now, &error)) =>
+            {
+                Ok(Input::Done)
+            }
             Transport::IcmpV4 | Transport::IcmpV6 => {
                 self.echo.handle_packet(&mut self.shared, cx.now, packet, buffer.bytes())
             }

@@ -14,6 +14,7 @@ use super::time_wait::Record;
 use super::{MIN_MSS, WINDOW_SCALE};
 use crate::buffer::{PacketBuf, Pool};
 use crate::counters::DropReason;
+use crate::too_big::TooBig;
 
 /// SYN|ACKs sent again before the half-open flow is given up (Linux: tcp_synack_retries).
 const SYN_ACK_RETRIES: u8 = 5;
@@ -187,6 +188,15 @@ impl Flow {
             self.ack_now = true;
         }
         self.ack_now
+    }
+
+    /// Segments as large as the one that `error` speaks of do not pass. Returns whether it is one that is under way, and
+    /// smaller ones go from now on.
+    pub(crate) fn packet_too_big(&mut self, now: Instant, error: &TooBig) -> bool {
+        let options = if self.timestamps.is_some() { TIMESTAMP_LEN } else { 0 };
+        let headers = if error.pod.is_ipv4() { 40 } else { 60 };
+        let mss = error.mtu.saturating_sub(headers).max(MIN_MSS) - options;
+        self.sender.lower_mss(now, error.seq, mss)
     }
 
     // --- segments ---

@@ -14,6 +14,7 @@ mod document;
 mod handshake;
 mod limits;
 mod loss;
+mod mtu;
 mod names;
 mod options;
 mod paws;

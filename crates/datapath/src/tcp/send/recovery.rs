@@ -18,6 +18,8 @@ pub(super) enum Cause {
     /// Reports or duplicate acknowledgments showed it.
     Gap,
     Timeout,
+    /// Segments were too large for a link. That says nothing about the room on it.
+    Size,
 }
 
 /// A loss being repaired.
@@ -146,7 +148,7 @@ impl Sender {
                 self.rack().recovered();
                 match recovery.cause {
                     Cause::Gap => self.cwnd = self.ssthresh,
-                    Cause::Timeout => self.grow(delivered, flight),
+                    Cause::Timeout | Cause::Size => self.grow(delivered, flight),
                 }
             }
             // RFC 6582: what follows a partial acknowledgment is lost too. With SACK the board knows better.
@@ -154,7 +156,7 @@ impl Sender {
                 self.board.lose_first(u32::from(self.mss));
             }
             Some(Recovery { cause: Cause::Gap, .. }) => {}
-            Some(Recovery { cause: Cause::Timeout, .. }) | None => {
+            Some(Recovery { cause: Cause::Timeout | Cause::Size, .. }) | None => {
                 if advanced {
                     self.grow(delivered, flight);
                 }
@@ -199,6 +201,7 @@ impl Sender {
         // Also what was lost of what went while an earlier loss was repaired.
         if self.recovery.is_none() && self.board.lost() > 0 {
             self.begin_recovery(now, Cause::Gap);
+            self.shrink_threshold();
             self.cwnd = self.ssthresh;
         }
     }
@@ -235,7 +238,6 @@ impl Sender {
         let same = self.recovery.filter(|old| old.cause == Cause::Timeout && old.from == self.una);
         let (since, before) = same
             .map_or((now.total_millis() as u32, (self.cwnd, self.ssthresh)), |old| (old.since, old.before));
-        self.shrink_threshold();
         self.rack();
         self.recovery = Some(Recovery { cause, point: self.max, from: self.una, since, before });
         self.timed = None;
@@ -250,10 +252,9 @@ impl Sender {
     /// After a time-out all is lost that has been away for a round trip (RFC 8985 6.3). Only the first time-out in a row
     /// says something about the path's room.
     pub(super) fn lose_after_timeout(&mut self, now: Instant, first: bool) {
-        let threshold = self.ssthresh;
         self.begin_recovery(now, Cause::Timeout);
-        if !first {
-            self.ssthresh = threshold;
+        if first {
+            self.shrink_threshold();
         }
         if self.board.is_broken_promise() {
             self.board.forget_reports();
@@ -269,6 +270,25 @@ impl Sender {
         self.early = None;
         self.probe_due = false;
         self.cwnd = self.pipe() + u32::from(self.mss);
+    }
+
+    /// Segments of more than `mss` octets do not pass: the error quotes one that began at `seq`. What is under way goes again
+    /// at once, and the congestion window stays (RFC 1191 6.4). An error about nothing that is under way is ignored
+    /// (RFC 5927 4.1), as is one that would make segments larger.
+    pub(crate) fn lower_mss(&mut self, now: Instant, seq: Seq, mss: u16) -> bool {
+        if seq.before(self.una) || seq.at_or_after(self.max) || mss >= self.mss {
+            return false;
+        }
+        self.mss = mss;
+        if self.recovery.is_none() {
+            self.begin_recovery(now, Cause::Size);
+        }
+        for index in 0..self.board.len() {
+            self.board.lose(index);
+        }
+        self.early = None;
+        self.probe_due = false;
+        true
     }
 
     /// Octets thought to be on the path. Without SACK each duplicate acknowledgment says that a segment has left it.

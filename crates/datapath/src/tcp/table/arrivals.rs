@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use smoltcp::time::Instant;
 use tunproxy_policy::{Decision, Permit, Protocol};
 
 use super::replies::{refuse, reset_stray, send_alone};
@@ -16,6 +17,7 @@ use crate::tcp::segment::Segment;
 use crate::tcp::seq::Seq;
 use crate::tcp::slot::{Body, Held, Meta, Slot};
 use crate::tcp::time_wait::Verdict;
+use crate::too_big::TooBig;
 use crate::view::{self, Packet};
 
 impl Tcp {
@@ -49,6 +51,18 @@ impl Tcp {
             }
         }
         Ok(())
+    }
+
+    /// A link behind the pod is smaller than our segments. Returns whether that is news of a flow there is.
+    pub(crate) fn packet_too_big(&mut self, now: Instant, error: &TooBig) -> bool {
+        let Some(&slot) = self.by_ends.get(&Ends::new(error.pod, error.remote)) else { return false };
+        let slot = &mut self.slots[slot as usize];
+        let id = slot.id;
+        let changed = slot.open_mut().is_some_and(|open| open.flow.packet_too_big(now, error));
+        if changed {
+            self.touch(id);
+        }
+        changed
     }
 
     /// A segment for a flow whose upstream has not connected: its SYN again, or a change of mind.
