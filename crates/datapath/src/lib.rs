@@ -32,7 +32,7 @@ pub use checksum::internet as internet_checksum;
 pub use counters::{Counters, DropReason};
 pub use echo::EchoId;
 pub use key::FlowId;
-pub use limits::Limits;
+pub use limits::{Keepalive, Limits};
 pub use record::{CloseReason, FlowBegin, FlowRecord, NameSource};
 pub use smoltcp::time::{Duration, Instant};
 pub use stack::{

@@ -2,6 +2,24 @@
 
 use smoltcp::time::Duration;
 
+/// When a silent pod is asked whether its end of a TCP connection is still there (RFC 9293 3.8.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Seconds of silence before the first probe.
+    pub idle: u32,
+    /// Seconds between probes.
+    pub interval: u32,
+    /// Probes without an answer after which the connection is given up.
+    pub probes: u8,
+}
+
+/// The standard's two hours, and for the rest Linux's defaults.
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self { idle: 7_200, interval: 75, probes: 9 }
+    }
+}
+
 /// Bounds of one pod's stack. Counts are per pod; byte counts are stated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -26,6 +44,11 @@ pub struct Limits {
     /// Bytes of packet buffers that all flows of the process may hold before new data is refused. Each worker has its
     /// share, and a pod may hold as much of that as is still free.
     pub memory: usize,
+    /// `None`: pods are never asked, and one that vanished holds its flows for ever.
+    pub keepalive: Option<Keepalive>,
+    /// How long octets for the pod, or a FIN, may stay unacknowledged before the connection is given up, whatever the number of
+    /// retransmissions (RFC 9293 3.8.3: R2; as TCP_USER_TIMEOUT). `None`: 15 time-outs.
+    pub user_timeout: Option<Duration>,
     pub udp_idle: Duration,
     /// Idle time of UDP flows to ports 53 and 123: one question, one answer.
     pub udp_query_idle: Duration,
@@ -50,6 +73,8 @@ impl Default for Limits {
             leases: 4_096,
             receive_buffer: 2 << 20,
             memory: 256 << 20,
+            keepalive: Some(Keepalive::default()),
+            user_timeout: None,
             udp_idle: Duration::from_secs(180),
             udp_query_idle: Duration::from_secs(10),
             echo_idle: Duration::from_secs(30),

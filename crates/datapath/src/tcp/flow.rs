@@ -1,6 +1,7 @@
 //! One connection's state machine (RFC 9293 3.10), seen from the side that stands in for the remote end.
 
 mod delayed;
+mod silence;
 mod transmit;
 
 use smoltcp::time::{Duration, Instant};
@@ -14,16 +15,12 @@ use super::time_wait::Record;
 use super::{MIN_MSS, WINDOW_SCALE};
 use crate::buffer::{PacketBuf, Pool};
 use crate::counters::DropReason;
+use crate::limits::Keepalive;
 use crate::too_big::TooBig;
 
 /// SYN|ACKs sent again before the half-open flow is given up (Linux: tcp_synack_retries).
 const SYN_ACK_RETRIES: u8 = 5;
 const SYN_ACK_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// RFC 9293 3.8.4: keepalives are sent after two hours of silence, not before.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(7_200);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(75);
-const KEEPALIVE_PROBES: u8 = 9;
 
 /// One answer to segments outside the window per flow and this time (Linux: tcp_invalid_ratelimit).
 const INVALID_ACK_INTERVAL: Duration = Duration::from_millis(500);
@@ -65,6 +62,8 @@ pub(crate) struct Link {
     /// The MSS of a pod that names none (RFC 9293 3.7.1).
     pub(crate) default_mss: u16,
     pub(crate) receive_buffer: usize,
+    pub(crate) keepalive: Option<Keepalive>,
+    pub(crate) user_timeout: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -123,6 +122,8 @@ pub(crate) struct Flow {
     syn_ack_again: bool,
     syn_ack_at: Option<Instant>,
     heard: Instant,
+    keepalive: Option<Keepalive>,
+    /// Probes since then.
     keepalives: u8,
     invalid_ack_at: Option<Instant>,
 }
@@ -141,12 +142,13 @@ impl Flow {
             scale: options.window_scale.unwrap_or(0),
             window: syn.window,
             sack: options.sack_permitted,
+            user_timeout: link.user_timeout,
         };
         Self {
             state: State::SynReceived,
             iss,
             irs: syn.seq,
-            sender: Sender::new(iss + 1, syn.seq, settings),
+            sender: Sender::new(now, iss + 1, syn.seq, settings),
             receiver: Receiver::new(syn.seq + 1, if scaled { WINDOW_SCALE } else { 0 }, link.receive_buffer),
             timestamps,
             sack: options.sack_permitted,
@@ -161,6 +163,7 @@ impl Flow {
             syn_ack_again: false,
             syn_ack_at: None,
             heard: now,
+            keepalive: link.keepalive,
             keepalives: 0,
             invalid_ack_at: None,
         }
@@ -392,6 +395,7 @@ impl Flow {
         self.ack_now = was_due || !self.may_hold_ack(now, plain);
         if self.receiver.is_closed() {
             events.fin = true;
+            self.sender.set_orphan();
             self.state = match self.state {
                 State::Established => State::CloseWait,
                 State::FinWait1 => State::Closing,
@@ -424,6 +428,11 @@ impl Flow {
         self.receiver.check()
     }
 
+    /// Nothing is left to do for it until the pod or the upstream says something.
+    pub(crate) fn may_sleep(&self) -> bool {
+        self.state != State::SynReceived && self.keepalive.is_none() && self.sender.is_idle()
+    }
+
     pub(crate) fn clear(&mut self, pool: &mut Pool) {
         self.sender.clear(pool);
         self.receiver.clear(pool);
@@ -435,9 +444,8 @@ impl Flow {
         if self.state == State::SynReceived {
             return self.syn_ack_at;
         }
-        let keepalive = self.heard + KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * u32::from(self.keepalives);
-        let others = [self.sender.poll_at(), self.acknowledging.due()].into_iter().flatten().min();
-        Some(others.map_or(keepalive, |at| at.min(keepalive)))
+        let times = [self.sender.poll_at(), self.acknowledging.due(), self.keepalive_due()];
+        times.into_iter().flatten().min()
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> Events {
@@ -461,14 +469,6 @@ impl Flow {
             Expiry::Probe => self.probe_now = true,
             Expiry::GiveUp => return silent,
         }
-        let keepalive = self.heard + KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * u32::from(self.keepalives);
-        if keepalive <= now {
-            self.keepalives += 1;
-            if self.keepalives > KEEPALIVE_PROBES {
-                return silent;
-            }
-            self.probe_now = true;
-        }
-        Events::default()
+        self.ask_if_silent(now)
     }
 }

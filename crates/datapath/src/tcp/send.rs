@@ -10,6 +10,8 @@ mod rack;
 mod recovery;
 mod timers;
 
+use std::num::NonZeroU32;
+
 use smoltcp::time::{Duration, Instant};
 
 use self::board::Board;
@@ -23,6 +25,9 @@ use crate::buffer::{ByteQueue, PacketBuf, Pool};
 
 /// Consecutive time-outs without progress before the pod counts as gone (Linux: tcp_retries2).
 const MAX_RETRIES: u8 = 15;
+
+/// The same where both ends have closed, and only the pod's acknowledgment is missing (Linux: tcp_orphan_retries).
+const MAX_ORPHAN_RETRIES: u8 = 8;
 
 /// RFC 5681: duplicate ACKs that stand for a loss.
 const DUP_ACKS: u8 = 3;
@@ -119,6 +124,12 @@ pub(crate) struct Sender {
     mss: u16,
     /// The pod reports what it has (RFC 2018).
     sack: bool,
+    /// The pod has closed, so that once our FIN is queued nobody waits for the rest.
+    orphan: bool,
+    /// Milliseconds.
+    user_timeout: Option<NonZeroU32>,
+    /// When the path was last empty, or something on it was acknowledged, or probing began.
+    since: Instant,
     rtt: RttEstimator,
     timed: Option<(Seq, Instant)>,
     board: Board,
@@ -146,12 +157,14 @@ pub(crate) struct Settings {
     /// The window of the pod's SYN, which is never scaled.
     pub(crate) window: u16,
     pub(crate) sack: bool,
+    pub(crate) user_timeout: Option<Duration>,
 }
 
 impl Sender {
     /// Begins at `first`, behind our SYN; `irs` is the number of the pod's.
-    pub(crate) fn new(first: Seq, irs: Seq, settings: Settings) -> Self {
-        let Settings { mss, scale, window, sack } = settings;
+    pub(crate) fn new(now: Instant, first: Seq, irs: Seq, settings: Settings) -> Self {
+        let Settings { mss, scale, window, sack, user_timeout } = settings;
+        let millis = |limit: Duration| u32::try_from(limit.total_millis()).ok().and_then(NonZeroU32::new);
         Self {
             una: first,
             max: first,
@@ -165,6 +178,9 @@ impl Sender {
             scale,
             mss,
             sack,
+            orphan: false,
+            user_timeout: user_timeout.and_then(millis),
+            since: now,
             rtt: RttEstimator::new(),
             timed: None,
             board: Board::new(first),
@@ -226,6 +242,15 @@ impl Sender {
             Fin::Queued => self.max == self.end(),
             Fin::Acked => true,
         }
+    }
+
+    /// The pod has closed its direction.
+    pub(crate) fn set_orphan(&mut self) {
+        self.orphan = true;
+    }
+
+    pub(crate) fn user_timeout(&self) -> Option<Duration> {
+        self.user_timeout.map(|millis| Duration::from_millis(millis.get().into()))
     }
 
     /// Everything sent is acknowledged and nothing waits.
@@ -367,6 +392,7 @@ impl Sender {
         };
         let delivered = self.clear_board(heard, ack);
         self.rtt.reset_backoff();
+        self.since = now;
         self.override_silly_window = false;
         if let Some((seq, sent)) = self.timed
             && ack.at_or_after(seq)
@@ -374,7 +400,7 @@ impl Sender {
             self.rtt.sample(now - sent);
             self.timed = None;
         }
-        self.timer = if self.una == self.max { Timer::Off } else { Timer::Retransmit(now + self.rtt.rto()) };
+        self.timer = if self.una == self.max { Timer::Off } else { self.retransmit_timer(now) };
         delivered
     }
 
@@ -382,6 +408,7 @@ impl Sender {
 
     /// The next segment to transmit, holes first. `limit` bounds its payload (a super-segment's 64 KiB).
     pub(crate) fn next_piece(&mut self, now: Instant, limit: usize) -> Option<Piece> {
+        self.restart_after_idle(now);
         let piece = match self.next_probe() {
             None if self.board.lost() > 0 => self.next_hole(limit),
             None => self.next_new(limit),
@@ -477,6 +504,9 @@ impl Sender {
             self.timed = None;
             self.board.sent_again(now, piece.seq, end, grain);
         } else {
+            if self.una == self.max {
+                self.since = now;
+            }
             if piece.len > 0 {
                 self.cursor = (piece.index, piece.offset + piece.len);
             }
@@ -488,7 +518,7 @@ impl Sender {
         self.override_silly_window = false;
         let first_again = piece.again && piece.seq == self.una;
         if first_again || !matches!(self.timer, Timer::Retransmit(_)) {
-            self.timer = Timer::Retransmit(now + self.rtt.rto());
+            self.timer = self.retransmit_timer(now);
         }
         if !piece.again {
             self.arm_probe(now);

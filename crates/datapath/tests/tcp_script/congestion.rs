@@ -136,3 +136,37 @@ fn what_is_reported_after_a_timeout_is_spared() {
     let starts: Vec<_> = s.all().iter().map(|seen| seen.seq).collect();
     assert_eq!(starts, [at(3), at(4), at(6), at(7)]);
 }
+
+/// A connection whose window is 50 segments, and nothing under way.
+fn fifty() -> Script {
+    let mut s = sending(100);
+    s.after(ms(1));
+    reports(&mut s, 1, 5);
+    s.pod(ack(1, at(100)));
+    s.all();
+    s
+}
+
+#[test]
+fn after_a_pause_the_window_is_ten_segments() {
+    let mut s = fifty();
+    s.after(secs(60));
+    s.upstream_sends(&vec![1; 100_000]);
+    assert_eq!(s.octets(at(100)).len(), 10_000);
+    // Up to three quarters of what it was it doubles.
+    assert_eq!(acked(&mut s, 110), 20);
+    assert_eq!(acked(&mut s, 130), 40);
+    assert_eq!(acked(&mut s, 170), 30, "all there is");
+}
+
+#[test]
+fn a_short_pause_halves_the_window_and_none_leaves_it() {
+    let mut s = fifty();
+    s.after(ms(150));
+    s.upstream_sends(&vec![1; 100_000]);
+    assert_eq!(s.octets(at(100)).len(), 50_000);
+    let mut s = fifty();
+    s.after(ms(300));
+    s.upstream_sends(&vec![1; 100_000]);
+    assert_eq!(s.octets(at(100)).len(), 25_000);
+}

@@ -47,7 +47,7 @@ impl Sender {
     /// The probe is due: it goes with the next transmission, and the retransmission timer begins anew.
     pub(super) fn probe_timeout(&mut self, now: Instant) {
         self.probe_due = true;
-        self.timer = Timer::Retransmit(now + self.rtt.rto());
+        self.timer = self.retransmit_timer(now);
     }
 
     /// The last segment again; not bound by congestion. New octets, which the standard prefers, there are none: those that

@@ -13,6 +13,9 @@ use crate::tcp::seq::Seq;
 /// tcp_check_sack_reneging).
 const RENEGING_PATIENCE: Duration = Duration::from_millis(10);
 
+/// RFC 6928: the initial window, and so what is left after a pause.
+const INITIAL_SEGMENTS: u32 = 10;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
     /// Reports or duplicate acknowledgments showed it.
@@ -187,6 +190,25 @@ impl Sender {
         } else {
             let step = (u64::from(mss) * u64::from(delivered) / u64::from(self.cwnd.max(1))).max(1) as u32;
             self.cwnd = self.cwnd.saturating_add(step).min(UNLIMITED);
+        }
+    }
+
+    /// After a pause the path's room is no longer known: the window halves with each time-out that passed, down to ten segments
+    /// (RFC 5681 4.1, RFC 6928, RFC 2861 as Linux has it).
+    pub(super) fn restart_after_idle(&mut self, now: Instant) {
+        let begins = self.una == self.max && self.window > 0 && !self.queue.is_empty();
+        if !begins || self.cwnd >= UNLIMITED {
+            return;
+        }
+        let least = self.cwnd.min(INITIAL_SEGMENTS * u32::from(self.mss));
+        let mut pause = now - self.since;
+        let timeout = self.rtt.rto();
+        if pause > timeout {
+            self.ssthresh = self.ssthresh.max(self.cwnd / 4 * 3);
+        }
+        while pause > timeout && self.cwnd > least {
+            self.cwnd = (self.cwnd / 2).max(least);
+            pause -= timeout;
         }
     }
 

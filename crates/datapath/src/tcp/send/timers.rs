@@ -3,14 +3,37 @@
 
 use smoltcp::time::{Duration, Instant};
 
-use super::{Early, Expiry, MAX_PROBE_INTERVAL, MAX_RETRIES, Sender, Timer};
+use super::{Early, Expiry, Fin, MAX_ORPHAN_RETRIES, MAX_PROBE_INTERVAL, MAX_RETRIES, Sender, Timer};
 
 impl Sender {
     pub(super) fn arm_persist(&mut self, now: Instant) {
         let waiting = self.max.before(self.end());
         if waiting && self.una == self.max && matches!(self.timer, Timer::Off) {
-            self.timer = Timer::Persist(now + self.probe_interval());
+            self.since = now;
+            self.timer = Timer::Persist(self.no_later_than_patience(now + self.probe_interval()));
         }
+    }
+
+    pub(super) fn retransmit_timer(&self, now: Instant) -> Timer {
+        Timer::Retransmit(self.no_later_than_patience(now + self.rtt.rto()))
+    }
+
+    /// The user time-out is kept to the moment.
+    fn no_later_than_patience(&self, at: Instant) -> Instant {
+        self.user_timeout().map_or(at, |limit| at.min(self.since + limit))
+    }
+
+    /// Whether the pod has had its time: `tries` were in vain.
+    fn is_given_up(&self, now: Instant, tries: u8) -> bool {
+        match self.user_timeout() {
+            Some(limit) => now - self.since >= limit,
+            None => tries >= if self.is_orphan() { MAX_ORPHAN_RETRIES } else { MAX_RETRIES },
+        }
+    }
+
+    /// Both ends have closed, and only acknowledgments are missing.
+    fn is_orphan(&self) -> bool {
+        self.orphan && self.fin == Fin::Queued
     }
 
     pub(super) fn probe_interval(&self) -> Duration {
@@ -42,7 +65,7 @@ impl Sender {
     }
 
     pub(super) fn retransmission_timeout(&mut self, now: Instant) -> Expiry {
-        if self.rtt.backoff() >= MAX_RETRIES {
+        if self.is_given_up(now, self.rtt.backoff()) {
             return Expiry::GiveUp;
         }
         let first = self.rtt.backoff() == 0;
@@ -50,16 +73,18 @@ impl Sender {
         self.lose_after_timeout(now, first);
         // A closed window now means that the pod dropped what it had no room for: ask, do not send.
         if self.window == 0 {
-            self.timer = Timer::Persist(now + self.probe_interval());
+            self.timer = Timer::Persist(self.no_later_than_patience(now + self.probe_interval()));
             self.unanswered_probes = self.unanswered_probes.saturating_add(1);
             return Expiry::Probe;
         }
-        self.timer = Timer::Retransmit(now + self.rtt.rto());
+        self.timer = self.retransmit_timer(now);
         Expiry::Transmit
     }
 
     pub(super) fn persist_timeout(&mut self, now: Instant) -> Expiry {
-        if self.unanswered_probes >= MAX_RETRIES {
+        // Nobody waits for an orphan's octets: that its probes are answered does not keep it (Linux: tcp_probe_timer).
+        let tries = if self.is_orphan() { self.rtt.backoff() } else { self.unanswered_probes };
+        if self.is_given_up(now, tries) {
             return Expiry::GiveUp;
         }
         if self.is_idle() {
@@ -68,7 +93,7 @@ impl Sender {
         }
         self.unanswered_probes += 1;
         self.rtt.back_off();
-        self.timer = Timer::Persist(now + self.probe_interval());
+        self.timer = Timer::Persist(self.no_later_than_patience(now + self.probe_interval()));
         if self.window > 0 {
             self.override_silly_window = true;
             self.timer = Timer::Off;

@@ -41,10 +41,14 @@ impl Tcp {
             return Err(format!("uplink queued {}, and the queue says otherwise", slot.uplink_queued));
         }
         // A flow that is about to transmit arms its timer as it does.
-        let due = slot.poll_at().ok_or("it has no deadline")?;
-        let armed = slot.armed.at().is_some_and(|at| at <= due) && self.timers.holds(slot.armed, slot.id);
-        if !armed && !slot.dirty {
-            return Err(format!("armed for {:?}, due at {due}", slot.armed.at()));
+        let due = slot.poll_at();
+        if due.is_none() && !slot.open().is_some_and(|open| open.flow.may_sleep()) {
+            return Err("it has no deadline".to_owned());
+        }
+        let armed =
+            |due| slot.armed.at().is_some_and(|at| at <= due) && self.timers.holds(slot.armed, slot.id);
+        if !slot.dirty && !due.is_none_or(armed) {
+            return Err(format!("armed for {:?}, due at {due:?}", slot.armed.at()));
         }
         match &slot.body {
             Body::Held(_) => counted.pending += 1,

@@ -190,5 +190,7 @@ fn link(config: &StackConfig, v6: bool) -> Link {
         mss: config.mtu.saturating_sub(headers).max(MIN_MSS),
         default_mss: if v6 { 1_220 } else { 536 },
         receive_buffer: config.limits.receive_buffer,
+        keepalive: config.limits.keepalive,
+        user_timeout: config.limits.user_timeout,
     }
 }
