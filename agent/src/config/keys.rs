@@ -88,6 +88,9 @@ macro_rules! set {
 const MEMORY: std::ops::RangeInclusive<ByteSize> = ByteSize::mebibytes(16)..=ByteSize::mebibytes(1 << 20);
 const ROTATE: std::ops::RangeInclusive<ByteSize> = ByteSize(4096)..=ByteSize::mebibytes(1 << 20);
 
+/// The longest time of a TCP connection's: Linux allows 32,767 seconds too.
+const SECONDS: usize = 32_767;
+
 pub static KEYS: &[Key] = &[
     Key::scalar(
         "node.name",
@@ -216,6 +219,34 @@ pub static KEYS: &[Key] = &[
         "Packet buffers of the whole agent",
         set!(limits.memory = |raw| raw.size(MEMORY)),
         |config| vec![config.limits.memory.to_string()],
+    ),
+    Key::scalar(
+        "tcp.keepalive",
+        "SECONDS",
+        "Silence after which a pod is asked whether its end of a TCP connection is there; 0: never",
+        set!(tcp.keepalive = |raw| raw.count(0..=SECONDS).map(|count| count as u32)),
+        |config| vec![config.tcp.keepalive.to_string()],
+    ),
+    Key::scalar(
+        "tcp.keepaliveInterval",
+        "SECONDS",
+        "From one such question to the next",
+        set!(tcp.keepalive_interval = |raw| raw.count(1..=SECONDS).map(|count| count as u32)),
+        |config| vec![config.tcp.keepalive_interval.to_string()],
+    ),
+    Key::scalar(
+        "tcp.keepaliveProbes",
+        "COUNT",
+        "Questions without an answer after which the connection is reset",
+        set!(tcp.keepalive_probes = |raw| raw.count(1..=127).map(|count| count as u8)),
+        |config| vec![config.tcp.keepalive_probes.to_string()],
+    ),
+    Key::scalar(
+        "tcp.userTimeout",
+        "SECONDS",
+        "How long a pod may leave octets unacknowledged before the connection is reset; 0: for fifteen time-outs",
+        set!(tcp.user_timeout = |raw| raw.count(0..=SECONDS).map(|count| count as u32)),
+        |config| vec![config.tcp.user_timeout.to_string()],
     ),
     Key::scalar(
         "flowLog.path",

@@ -31,6 +31,7 @@ pub struct Config {
     pub networks: Networks,
     pub policy: Policy,
     pub limits: Limits,
+    pub tcp: Tcp,
     pub flow_log: FlowLog,
     pub admin: Admin,
     pub log: Log,
@@ -93,6 +94,17 @@ pub struct Limits {
     /// Connects through proxies under way.
     pub dials: usize,
     pub memory: ByteSize,
+}
+
+/// How long silence lasts on a TCP connection of a pod. All in seconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tcp {
+    /// Silence before the pod is asked whether it is there; 0: it is not asked.
+    pub keepalive: u32,
+    pub keepalive_interval: u32,
+    pub keepalive_probes: u8,
+    /// How long octets may stay unacknowledged; 0: for fifteen time-outs.
+    pub user_timeout: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,6 +199,7 @@ impl Default for Config {
                 dials: 4_096,
                 memory: ByteSize::mebibytes(256),
             },
+            tcp: Tcp { keepalive: 7_200, keepalive_interval: 75, keepalive_probes: 9, user_timeout: 0 },
             flow_log: FlowLog {
                 destination: LogDestination::File("/var/log/tunproxy/flows.jsonl".into()),
                 begin: false,
