@@ -182,6 +182,23 @@ fn reserved_bits_and_ecn_flags_change_nothing() {
 }
 
 #[test]
+fn marks_of_congestion_change_nothing_and_we_bear_none() {
+    let mut s = Script::connected(syn().flags(SYN | 0xc0));
+    for (number, class) in [0x01, 0x02, 0x03, 0xb8, 0xbb].into_iter().enumerate() {
+        let seq = 1 + number as u32;
+        let mut packet = data(seq, 1, b"x").build((s.pod, s.remote), s.irs, s.iss.expect("an ISS"));
+        packet[1] = class;
+        packet::fix_ipv4_header(&mut packet);
+        s.engine.inject(s.now, &packet);
+        let answers = s.engine.drain();
+        // An acknowledgment without ECE, in a packet that is not capable of ECN.
+        assert_eq!(answers.len(), 1);
+        assert_eq!((answers[0][1], answers[0][33]), (0, ACK));
+    }
+    s.upstream_got(b"xxxxx");
+}
+
+#[test]
 fn octets_behind_the_ip_packet_are_not_part_of_it() {
     let mut s = Script::connected(syn());
     let mut packet = data(1, 1, b"abc").build((s.pod, s.remote), s.irs, s.iss.expect("an ISS"));
