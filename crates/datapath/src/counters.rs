@@ -17,7 +17,10 @@ pub enum DropReason {
     Multicast,
     /// A TCP segment of no known flow (answered with RST).
     NoFlow,
+    /// Beyond the window, or with a RST or SYN that is not exactly right (RFC 5961).
     OutOfWindow,
+    /// Octets that were acknowledged already, and keepalives: answered, and nothing new.
+    OldSegment,
     /// PAWS: the timestamp is older than one already seen.
     OldTimestamp,
     BadAck,
@@ -45,7 +48,7 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::Truncated,
         Self::BadHeader,
         Self::BadChecksum,
@@ -58,6 +61,7 @@ impl DropReason {
         Self::Multicast,
         Self::NoFlow,
         Self::OutOfWindow,
+        Self::OldSegment,
         Self::OldTimestamp,
         Self::BadAck,
         Self::PendingLimit,
@@ -91,6 +95,7 @@ impl DropReason {
             Self::Multicast => "multicast",
             Self::NoFlow => "no-flow",
             Self::OutOfWindow => "out-of-window",
+            Self::OldSegment => "old-segment",
             Self::OldTimestamp => "old-timestamp",
             Self::BadAck => "bad-ack",
             Self::PendingLimit => "pending-limit",

@@ -248,6 +248,9 @@ impl Flow {
             if !segment.rst {
                 self.note_duplicate(segment);
                 self.acknowledge_invalid(now, segment);
+                if self.receiver.is_old(segment) {
+                    return Some(Events::dropped(DropReason::OldSegment));
+                }
             }
             return Some(Events::dropped(DropReason::OutOfWindow));
         }

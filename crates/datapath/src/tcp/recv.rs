@@ -16,6 +16,9 @@ const MAX_RANGES: usize = 64;
 /// Octets a flow that holds none may take while the memory is spent.
 const EXHAUSTED_BITE: u32 = 2 * 1024;
 
+/// What lies no further back was sent some time; beyond it there is as little sense in before as in behind.
+const LONGEST_AGO: u32 = 1 << 30;
+
 /// The part of the capacity by which rounding windows up may exceed it, all in all: room for segments of 512 octets
 /// without end, and not for single octets.
 const ROUNDING: u32 = 4;
@@ -97,6 +100,11 @@ impl Receiver {
         segment.end().at_or_after(self.nxt)
             && segment.seq.at_or_before(self.edge.later_of(self.nxt))
             && !(segment.len() > 0 && segment.end() == self.nxt)
+    }
+
+    /// Of a segment that is not acceptable: all of it was acknowledged before.
+    pub(crate) fn is_old(&self, segment: &Segment) -> bool {
+        segment.end().at_or_before(self.nxt) && self.nxt - segment.seq <= LONGEST_AGO
     }
 
     /// Reports a segment that brought nothing new with the next SACK (RFC 2883).

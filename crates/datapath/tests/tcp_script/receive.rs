@@ -374,3 +374,22 @@ fn segments_read_in_one_go_are_acknowledged_together() {
     s.quiet();
     s.upstream_got(&[7; 10_000]);
 }
+
+#[test]
+fn what_is_old_and_what_lies_beyond_the_window_are_counted_apart() {
+    let mut s = Script::connected(syn());
+    s.pod(data(1, 1, b"abc"));
+    s.expect(ACK).ack(4);
+    // A repetition, a keepalive without and with an octet.
+    for old in [data(1, 1, b"abc"), ack(3, 1), data(3, 1, b"?")] {
+        s.pod(old);
+        s.expect(ACK).ack(4);
+        s.after(secs(1));
+    }
+    let counts = |s: &Script| (s.dropped(DropReason::OldSegment), s.dropped(DropReason::OutOfWindow));
+    assert_eq!(counts(&s), (3, 0));
+    for beyond in [data(200_000, 1, b"x"), data(4 + (1 << 31), 1, b"far"), data(5 + (1 << 31), 1, b"far")] {
+        s.pod(beyond);
+    }
+    assert_eq!(counts(&s), (3, 3));
+}
