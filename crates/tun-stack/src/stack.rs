@@ -31,6 +31,17 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// The engine's time begins now.
+    pub fn new(engine: Engine) -> Self {
+        Self {
+            engine: Mutex::new(engine),
+            wake: Notify::new(),
+            epoch: tokio::time::Instant::now(),
+            closing: watch::Sender::new(false),
+            ended: watch::Sender::new(false),
+        }
+    }
+
     pub fn now(&self) -> Instant {
         Instant::from_micros(self.epoch.elapsed().as_micros() as i64)
     }
@@ -85,13 +96,7 @@ impl Stack {
         })?;
         let dial_timeout = config.dial_timeout;
         let engine = Engine::new(&device.name, device.mtu, config, fastrand::u64(..))?;
-        let shared = Arc::new(Shared {
-            engine: Mutex::new(engine),
-            wake: Notify::new(),
-            epoch: tokio::time::Instant::now(),
-            closing: watch::Sender::new(false),
-            ended: watch::Sender::new(false),
-        });
+        let shared = Arc::new(Shared::new(engine));
         let driver = Driver::new(Arc::clone(&shared), device)?;
         let task = Arc::new(runtime.spawn(driver.run()));
         Ok(Self { handle: Arc::new(Handle { shared }), dial_timeout, task })

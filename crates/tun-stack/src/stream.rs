@@ -78,3 +78,63 @@ impl Drop for Stream {
         self.handle.change(|engine, now| engine.abandon(now, self.socket));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use smoltcp::time::Instant;
+
+    use super::*;
+    use crate::config::StackConfig;
+    use crate::engine::Engine;
+    use crate::stack::Shared;
+
+    const WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
+
+    fn engine(address: &str) -> Engine {
+        Engine::new("test0", 1_500, StackConfig::new([address.parse().unwrap()]), 7).unwrap()
+    }
+
+    fn context() -> Context<'static> {
+        Context::from_waker(Waker::noop())
+    }
+
+    fn exchange(one: &mut Engine, other: &mut Engine) {
+        let now = Instant::from_secs(1);
+        let mut carry = |from: &mut Engine, to: &mut Engine| {
+            from.poll(now);
+            from.outbox().packets().for_each(|packet| to.handle_packet(now, packet));
+            let any = !from.outbox().is_empty();
+            from.outbox().clear();
+            any
+        };
+        while carry(one, other) | carry(other, one) {}
+    }
+
+    fn is_woken(shared: &Shared) -> bool {
+        std::pin::pin!(shared.wake.notified()).poll(&mut context()).is_ready()
+    }
+
+    /// Nothing else tells the peer that there is room again: it would wait until its own timer asks.
+    #[test]
+    fn reading_wakes_the_driver() {
+        let shared = Arc::new(Shared::new(engine("192.0.2.1/24")));
+        let mut far = engine("192.0.2.2/24");
+        let address: SocketAddr = "192.0.2.2:80".parse().unwrap();
+        far.listen(address).unwrap();
+        let socket = shared.engine().connect(address, WITHIN).unwrap();
+        exchange(&mut shared.engine(), &mut far);
+        assert!(shared.engine().poll_connected(socket, WITHIN, &context()).is_ready());
+        let accepted = far.accept(address).unwrap().unwrap();
+        let mut stream = Stream::new(Arc::new(Handle { shared: Arc::clone(&shared) }), socket);
+        assert!(far.poll_write(accepted, b"fill the window", &context()).is_ready());
+        exchange(&mut shared.engine(), &mut far);
+        assert!(!is_woken(&shared));
+        let mut buffer = [0; 9];
+        let mut buffer = ReadBuf::new(&mut buffer);
+        assert!(Pin::new(&mut stream).poll_read(&mut context(), &mut buffer).is_ready());
+        assert_eq!(buffer.filled(), b"fill the ");
+        assert!(is_woken(&shared));
+    }
+}

@@ -335,23 +335,21 @@ impl Everybody {
         let (mut reader, mut writer) = tokio::io::split(stream);
         let datagrams = net.stack.bind_udp(at(STACK[0], 53)).unwrap();
         let dialer = net.stack.dialer();
-        Self(vec![
-            ("accept", tokio::spawn(async move { listener.accept().await.unwrap_err() })),
-            ("read", tokio::spawn(async move { reader.read(&mut [0]).await.unwrap_err() })),
+        let writing = async move {
             // Nobody reads on the other side: it comes to wait for room.
-            (
-                "write",
-                tokio::spawn(async move {
-                    let _host = host;
-                    loop {
-                        if let Err(error) = writer.write_all(&[0; 10_000]).await {
-                            return error;
-                        }
-                    }
-                }),
-            ),
-            ("recv_from", tokio::spawn(async move { datagrams.recv_from(&mut [0]).await.unwrap_err() })),
-            ("dial", tokio::spawn(async move { dialer.dial(at("198.19.77.9", 1)).await.unwrap_err() })),
+            let _host = host;
+            loop {
+                if let Err(error) = writer.write_all(&[0; 10_000]).await {
+                    return error;
+                }
+            }
+        };
+        Self(vec![
+            ("accept", waiting(async move { listener.accept().await.unwrap_err() }).await),
+            ("read", waiting(async move { reader.read(&mut [0]).await.unwrap_err() }).await),
+            ("write", waiting(writing).await),
+            ("recv_from", waiting(async move { datagrams.recv_from(&mut [0]).await.unwrap_err() }).await),
+            ("dial", waiting(async move { dialer.dial(at("198.19.77.9", 1)).await.unwrap_err() }).await),
         ])
     }
 
@@ -362,6 +360,26 @@ impl Everybody {
             assert!(error.to_string().starts_with(beginning), "{who}: {error}");
         }
     }
+}
+
+/// A task of `future` once it waits: one that had not begun to would see what comes by itself, without being woken.
+async fn waiting(
+    future: impl Future<Output = io::Error> + Send + 'static,
+) -> tokio::task::JoinHandle<io::Error> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let task = tokio::spawn(async move {
+        let (mut future, mut tell) = (std::pin::pin!(future), Some(tell));
+        std::future::poll_fn(|context| {
+            let outcome = future.as_mut().poll(context);
+            if let (true, Some(tell)) = (outcome.is_pending(), tell.take()) {
+                let _ = tell.send(());
+            }
+            outcome
+        })
+        .await
+    });
+    within("a task to wait", told).await.unwrap();
+    task
 }
 
 /// Forged SYNs take no more than the backlog, and a real client gets through while they come.

@@ -414,6 +414,30 @@ fn datagrams_go_both_ways_and_too_long_ones_are_named() {
 }
 
 #[test]
+fn an_unspecified_address_hears_its_own_family_only() {
+    for (bound, right, wrong) in
+        [("0.0.0.0:53", "192.0.2.2:53", "[2001:db8::2]:53"), ("[::]:53", "[2001:db8::2]:53", "192.0.2.2:53")]
+    {
+        let mut pair = Pair::new();
+        let (b, _) = pair.b.bind(bound.parse().unwrap()).unwrap();
+        for to in [wrong, right] {
+            let to: SocketAddr = to.parse().unwrap();
+            let any = SocketAddr::new(if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() }, 0);
+            let (a, _) = pair.a.bind(any).unwrap();
+            assert!(pair.a.poll_send(a, to.to_string().as_bytes(), to, &context()).is_ready());
+            pair.exchange();
+        }
+        let mut buffer = [0; 100];
+        let Poll::Ready(Ok((length, peer))) = pair.b.poll_recv(b, &mut buffer, &context()) else {
+            panic!("{bound} heard nothing")
+        };
+        assert_eq!(&buffer[..length], right.as_bytes());
+        assert_eq!(peer.is_ipv4(), bound.starts_with('0'));
+        assert!(pair.b.poll_recv(b, &mut buffer, &context()).is_pending());
+    }
+}
+
+#[test]
 fn the_end_reaches_everybody() {
     let mut pair = Pair::new();
     let (a, b) = pair.connected(port(80));
