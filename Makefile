@@ -1,6 +1,6 @@
 # Every target does its own set-up (scripts/setup.sh says what it installs). `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test e2e bench lint fuzz clean setup-%
+.PHONY: help build demo test e2e bench bench-peers bench-programs lint fuzz clean setup-%
 
 CARGO ?= cargo
 HOST_TARGET := x86_64-unknown-linux-gnu
@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 60
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 help: ## List the targets
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup-%:
 	@scripts/setup.sh $*
@@ -31,12 +31,18 @@ e2e: setup-e2e ## Run the plugin under real container runtimes: cnitool, contain
 	scripts/runtime-tools.sh
 	$(CARGO) test --package tunproxy-e2e --test runtime -- --ignored
 
-bench: setup-bench ## Measure the routed path and ours in the same run; table, and JSON in target/bench.json (as root)
+bench: setup-bench bench-programs ## Measure the routed path and ours in the same run; table, and JSON in target/bench.json (as root)
+	@TUNPROXY_BIN_DIR=$(TARGET)/release $(TARGET)/release/tunproxy-bench run --json $(TARGET)/bench.json $(BENCH_ARGS)
+
+bench-peers: setup-peers bench-programs ## Measure pasta, tun2proxy and shadowsocks-rust in the same run too (as root)
+	@TUNPROXY_BIN_DIR=$(TARGET)/release $(TARGET)/release/tunproxy-bench run --peers .build/peers/bin \
+		--json $(TARGET)/bench-peers.json $(BENCH_ARGS)
+
+bench-programs:
 	@echo "building (some minutes the first time)"
 	@$(CARGO) build --quiet --release --package tunproxy-agent --package tunproxy-bench
 	@RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --quiet --release --target $(HOST_TARGET) --package tunproxy-cni-plugin
 	@cp $(TARGET)/$(HOST_TARGET)/release/tunproxy $(TARGET)/release/tunproxy
-	@TUNPROXY_BIN_DIR=$(TARGET)/release $(TARGET)/release/tunproxy-bench run --json $(TARGET)/bench.json $(BENCH_ARGS)
 
 lint: setup-lint ## Check format, lints, licences, purity and shell scripts
 	$(CARGO) fmt --all --check

@@ -2,11 +2,13 @@
 # Installs what the given groups need and is missing, saying what. Idempotent; changes nothing when all is there.
 # Without root it prints the command to run and exits 1.
 #
-#   scripts/setup.sh [test] [e2e] [bench] [lint] [fuzz]      (default: test)
+#   scripts/setup.sh [test] [e2e] [bench] [peers] [lint] [fuzz]      (default: test)
 set -eu
 
 cargo_deny_version=0.20.2
 cargo_fuzz_version=0.13.2
+tun2proxy_version=0.8.7
+shadowsocks_version=1.25.0
 
 # package:file pairs; the file tells whether the package is there without asking dpkg, so that a program installed by
 # other means is good too.
@@ -19,6 +21,7 @@ tcpdump:tcpdump tshark:tshark man-db:man bsdutils:script
 "
 e2e_packages="runc:runc busybox-static:/bin/busybox"
 bench_packages="iproute2:ip util-linux:nsenter containernetworking-plugins:/usr/lib/cni/ptp dante-server:danted"
+peer_packages="passt:pasta"
 lint_packages="shellcheck:shellcheck"
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -118,6 +121,19 @@ cargo_tool() {
     cargo install --quiet --locked "cargo-$1" --version "$2"
 }
 
+# Programs that `make bench-peers` measures beside ours: crate, version, then the rest of cargo's arguments. They stay
+# below .build, away from what else is installed.
+cargo_peer() {
+    peer=$1 version=$2
+    shift 2
+    case $(cargo install --root "$root/.build/peers" --list 2>/dev/null || true) in
+    *"$peer v$version:"*) return 0 ;;
+    esac
+    say "building $peer $version with cargo (some minutes)"
+    cargo install --quiet --locked --root "$root/.build/peers" --target-dir "$root/.build/peers-target" \
+        "$peer" --version "$version" "$@"
+}
+
 group() {
     case $1 in
     test)
@@ -134,6 +150,13 @@ group() {
         rust
         packages "$bench_packages"
         ;;
+    peers)
+        group bench
+        packages "$peer_packages"
+        cargo_peer tun2proxy "$tun2proxy_version" --bin tun2proxy-bin
+        cargo_peer shadowsocks-rust "$shadowsocks_version" --bin sslocal --no-default-features \
+            --features "logging local local-tun multi-threaded aead-cipher"
+        ;;
     lint)
         rust
         cxx_compiler
@@ -149,7 +172,7 @@ group() {
         }
         cargo_tool fuzz "$cargo_fuzz_version"
         ;;
-    *) fail "unknown group '$1'; groups: test e2e bench lint fuzz" ;;
+    *) fail "unknown group '$1'; groups: test e2e bench peers lint fuzz" ;;
     esac
 }
 

@@ -4,16 +4,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tunproxy_testkit::{AgentProcess, Interrupt, Namespace, PodIdentity};
 
 use crate::lab::{Lab, Start};
+use crate::peers::Peer;
 use crate::report::{Goal, Measure, Report, Row, Side, Unit};
 use crate::rows::{LOADS, LoadRow, Through};
-use crate::{floods, growth, link};
+use crate::{floods, growth, link, peers};
 
 const PTP: &str = "ptp";
-const IDLE_MEMORY: &str = "agent memory per idle flow";
+const IDLE_MEMORY: &str = "memory per idle flow";
+/// No peer is asked for more: one of them has a few thousand at most.
+const PEER_IDLE: usize = 1_000;
 /// Over so many pods idle connections are held: no pod may take more descriptors of the node than are still free, and of
 /// 20,000, the least hard limit that is found in the field, 15,000 are to be held.
 pub const IDLE_PODS: usize = 12;
@@ -30,6 +33,8 @@ pub struct Plan {
     pub ours: bool,
     /// Shows that everything runs, with as little of it as can be.
     pub quick: bool,
+    /// Where the programs are that are measured beside us, if they are.
+    pub peers: Option<PathBuf>,
 }
 
 impl Plan {
@@ -59,17 +64,26 @@ pub fn run(interrupt: &Interrupt, plan: &Plan) -> Result<()> {
         // In a lab of its own: memory that other rows needed would be there already.
         idle_memory(plan, &mut report)?;
     }
-    loads(interrupt, plan, &mut report)?;
-    if plan.ours {
-        growth::measure(interrupt, plan, &mut report)?;
-        floods::measure(interrupt, plan, &mut report)?;
-    }
-    link::measure(interrupt, plan, &mut report)?;
-    if plan.wants("ADD, DEL") {
-        eprintln!("{} attachments", plan.attachments);
-        attachments(interrupt, plan, &mut report)?;
+    let failed = loads(interrupt, plan, &mut report)?;
+    // Peers have the rows of one load, and the memory of an idle flow.
+    if plan.peers.is_none() {
+        if plan.ours {
+            growth::measure(interrupt, plan, &mut report)?;
+            floods::measure(interrupt, plan, &mut report)?;
+        }
+        link::measure(interrupt, plan, &mut report)?;
+        if plan.wants("ADD, DEL") {
+            eprintln!("{} attachments", plan.attachments);
+            attachments(interrupt, plan, &mut report)?;
+        }
     }
     print!("{report}");
+    write_json(plan, &report)?;
+    ensure!(failed.is_empty(), "peers that failed:\n{}", failed.join("\n"));
+    Ok(())
+}
+
+fn write_json(plan: &Plan, report: &Report) -> Result<()> {
     if let Some(file) = &plan.json {
         std::fs::write(file, serde_json::to_vec_pretty(&report.document())?)
             .with_context(|| format!("cannot write {}", file.display()))?;
@@ -78,23 +92,60 @@ pub fn run(interrupt: &Interrupt, plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-fn loads(interrupt: &Interrupt, plan: &Plan, report: &mut Report) -> Result<()> {
+/// Gives what peers could not do; the two sides that are ours to mend end the run instead.
+fn loads(interrupt: &Interrupt, plan: &Plan, report: &mut Report) -> Result<Vec<String>> {
     let rows: Vec<&LoadRow> = LOADS.iter().filter(|row| plan.wants(row.name)).collect();
-    if rows.is_empty() {
-        return Ok(());
+    let mut failed = Vec::new();
+    if rows.is_empty() && (plan.peers.is_none() || !plan.wants(IDLE_MEMORY)) {
+        return Ok(failed);
     }
     let lab = Lab::new(plan.ours)?;
+    let peers = start_peers(plan, &lab, &mut failed);
+    if plan.wants(IDLE_MEMORY) {
+        for peer in peers.iter().filter(|peer| peer.through == Through::Nothing) {
+            interrupt.check()?;
+            eprintln!("memory of idle connections, {}", peer.name);
+            match peer_memory(&lab, peer, plan.idle.min(PEER_IDLE)) {
+                Ok(kib) => report.add(&idle_row(), peer.side(), kib),
+                Err(error) => failed.push(format!("{}, {IDLE_MEMORY}: {error:#}", peer.name)),
+            }
+        }
+    }
     for round in 1..=plan.rounds {
         for (index, row) in rows.iter().enumerate() {
             eprintln!("round {round}/{}: {}", plan.rounds, row.name);
             for side in plan.sides(round + index) {
                 interrupt.check()?;
                 let start = lab.start(side, row.through).context("no such side")?;
-                measure(&lab, row, side, &start, plan.seconds, report)?;
+                let cpu = || lab.agent().map_or(Ok(Duration::ZERO), AgentProcess::cpu_time);
+                measure(&lab, row, side, &start, &cpu, plan.seconds, report)?;
+            }
+            for peer in peers.iter().filter(|peer| peer.through == row.through) {
+                interrupt.check()?;
+                let (start, cpu) = (peer.starting_point(), || peer.cpu_time());
+                if let Err(error) = measure(&lab, row, peer.side(), &start, &cpu, plan.seconds, report) {
+                    failed.push(format!("{}, {}: {error:#}", peer.name, row.name));
+                }
             }
         }
     }
-    Ok(())
+    Ok(failed)
+}
+
+fn start_peers(plan: &Plan, lab: &Lab, failed: &mut Vec<String>) -> Vec<Peer> {
+    let Some(programs) = &plan.peers else { return Vec::new() };
+    let direct = peers::NAMES.map(|name| (name, Through::Nothing));
+    let mut running = Vec::new();
+    for (name, through) in direct.into_iter().chain([(peers::TUN2PROXY, Through::Socks)]) {
+        match Peer::start(lab, programs, name, through) {
+            Ok(peer) => running.push(peer),
+            Err(error) => failed.push(format!("{name}: {error:#}")),
+        }
+    }
+    for name in peers::NAMES {
+        println!("{name}: {}", peers::version(programs, name));
+    }
+    running
 }
 
 fn measure(
@@ -102,10 +153,10 @@ fn measure(
     row: &LoadRow,
     side: Side,
     start: &Start,
+    cpu: &dyn Fn() -> Result<Duration>,
     seconds: f64,
     report: &mut Report,
 ) -> Result<()> {
-    let cpu = || lab.agent().map(AgentProcess::cpu_time).transpose();
     let before = cpu()?;
     let measured = lab.load(start, &[], &format!("{} {seconds}", row.load))?;
     report.add(&Row::new(row.name, row.unit).with_goal(row.goal), side, row.unit.scale(measured.value));
@@ -113,10 +164,10 @@ fn measure(
         let row = Row::new(format!("{}, p99", row.name), row.unit).with_goal(row.p99);
         report.add(&row, side, p99);
     }
-    if let (Side::Ours, Unit::Gbit, Some(before), Some(after)) = (side, row.unit, before, cpu()?) {
+    if side != Side::Routed && row.unit == Unit::Gbit {
         let gigabits = measured.bytes as f64 * 8.0 / 1e9;
-        let row = Row::new(format!("agent CPU per Gbit, {}", row.name), Unit::Millis);
-        report.add(&row, side, millis(after.saturating_sub(before)) / gigabits);
+        let row = Row::new(format!("CPU per Gbit, {}", row.name), Unit::Millis);
+        report.add(&row, side, millis(cpu()?.saturating_sub(before)) / gigabits);
     }
     Ok(())
 }
@@ -126,9 +177,20 @@ fn idle_memory(plan: &Plan, report: &mut Report) -> Result<()> {
     let mut lab = Lab::new(true)?;
     let pods = lab.grow(plan.quick(IDLE_PODS, 2))?;
     let grown = idle_growth(&lab, &pods, plan.idle)?;
-    let row = Row::new(IDLE_MEMORY, Unit::Kib).with_goal(Goal::new(Measure::AtMost, 1.0, 0.3));
-    report.add(&row, Side::Ours, grown);
+    report.add(&idle_row(), Side::Ours, grown);
     Ok(())
+}
+
+fn idle_row() -> Row {
+    Row::new(IDLE_MEMORY, Unit::Kib).with_goal(Goal::new(Measure::AtMost, 1.0, 0.3))
+}
+
+fn peer_memory(lab: &Lab, peer: &Peer, count: usize) -> Result<f64> {
+    let before = peer.rss_kib()?;
+    let held = lab.hold(&peer.starting_point(), &[], count)?;
+    let grown = peer.rss_kib()?.saturating_sub(before);
+    held.close()?;
+    Ok(grown as f64 / count as f64)
 }
 
 /// KiB of the agent's resident memory for each of `count` connections that are opened over `pods`.

@@ -42,7 +42,7 @@ pub struct Lab {
     server: Child,
     pub topology: Topology,
     pub address: SocketAddr,
-    socks_address: SocketAddr,
+    pub socks_address: SocketAddr,
 }
 
 struct Ours {

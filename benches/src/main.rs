@@ -6,6 +6,7 @@ mod floods;
 mod growth;
 mod lab;
 mod link;
+mod peers;
 mod report;
 mod rows;
 mod server;
@@ -68,6 +69,9 @@ struct RunArgs {
     /// Measure only rows whose name holds TEXT: "TCP", "SOCKS5", "growth", "quiet pod", "link", "idle", "ADD".
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Measure pasta, tun2proxy and shadowsocks too, in the rows that they can have; FOLDER holds tun2proxy-bin and sslocal.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "routed_only")]
+    peers: Option<PathBuf>,
     /// Measure the routed path only.
     #[arg(long)]
     routed_only: bool,
@@ -119,6 +123,7 @@ impl From<RunArgs> for compare::Plan {
             only: args.only.unwrap_or_default(),
             ours: !args.routed_only,
             quick: args.quick,
+            peers: args.peers,
         }
     }
 }

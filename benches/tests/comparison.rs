@@ -13,11 +13,12 @@ use tunproxy_testkit::{Program, root_or_skip};
 const LIMIT: Duration = Duration::from_mins(3);
 
 /// Rows whose figure may be nothing: the memory of few flows, and the time of an agent that has nothing to do.
-const MAY_BE_ZERO: [&str; 2] = ["agent memory per idle flow", "growth: idle agent, 100 pods"];
+const MAY_BE_ZERO: [&str; 2] = ["memory per idle flow", "growth: idle agent, 100 pods"];
 
 /// Rows that no routed path has.
 fn is_ours_alone(row: &str) -> bool {
-    row.starts_with("agent ")
+    row.starts_with("memory ")
+        || row.starts_with("CPU ")
         || row.starts_with("growth: ")
         || row.contains("beside SYNs")
         || row.contains("beside malformed")
@@ -87,4 +88,27 @@ fn a_signal_ends_it_and_nothing_is_left() {
     assert_eq!(status.code(), Some(128 + 15), "{status}\n{}", bench.log());
     assert!(bench.log().contains("interrupted by signal 15"), "{}", bench.log());
     assert_eq!(left(&bench, scratch.path(), &["bench.out"]), Vec::<String>::new());
+}
+
+#[test]
+fn peers_that_do_not_run_are_named_and_nothing_is_left() {
+    if !root_or_skip() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let nowhere = scratch.path().join("nowhere");
+    let arguments = ["--quick", "--only", "1-byte", "--peers", nowhere.to_str().unwrap()];
+    let mut bench = start(scratch.path(), &arguments);
+    let status = bench.wait(LIMIT).unwrap();
+    assert_eq!(status.code(), Some(1), "{status}\n{}", bench.log());
+    let (table, failed) = bench.log().split_once("peers that failed:").map(owned).unwrap();
+    assert!(table.contains("1-byte round trip, p99"), "the other sides were not measured\n{table}");
+    for peer in ["tun2proxy: there is no", "shadowsocks: there is no"] {
+        assert!(failed.contains(peer), "{peer} ...?\n{failed}");
+    }
+    assert_eq!(left(&bench, scratch.path(), &["bench.out"]), Vec::<String>::new());
+}
+
+fn owned((first, second): (&str, &str)) -> (String, String) {
+    (first.to_owned(), second.to_owned())
 }

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::binaries::Program;
 use crate::netns::Namespace;
-use crate::process::Background;
+use crate::process::{self, Background};
 use crate::wait;
 
 const START: Duration = Duration::from_secs(20);
@@ -255,25 +255,16 @@ impl AgentProcess {
     }
 
     fn memory(&self, key: &str) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(key)).context("no such key")?;
-        line.trim().trim_end_matches(" kB").trim().parse().with_context(|| format!("{key} is no number"))
+        process::memory_kib(self.pid(), key)
     }
 
     pub fn open_descriptors(&self) -> Result<usize> {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
     }
 
-    /// User and system time of its threads so far, to the nanosecond; of threads that have ended nothing is known.
+    /// See [`process::cpu_time`].
     pub fn cpu_time(&self) -> Result<Duration> {
-        let mut sum = 0;
-        for thread in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
-            // A thread may end meanwhile.
-            let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
-            let time = text.split_whitespace().next().and_then(|time| time.parse::<u64>().ok());
-            sum += time.with_context(|| format!("schedstat holds {text:?}"))?;
-        }
-        Ok(Duration::from_nanos(sum))
+        process::cpu_time(self.pid())
     }
 
     fn wait_ready(&mut self) -> Result<()> {

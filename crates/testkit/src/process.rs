@@ -1,6 +1,6 @@
 //! Running programs: once with their output, or in the background until dropped.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -45,6 +45,25 @@ pub fn output_with_input(command: &mut Command, input: &[u8]) -> Result<Output> 
     let _ = stdin.write_all(input);
     drop(stdin);
     child.wait_with_output().with_context(|| format!("cannot wait for {command:?}"))
+}
+
+/// User and system time of a process' threads so far, to the nanosecond; of threads that have ended nothing is known.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
+    let mut sum = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("no process {pid}"))? {
+        // A thread may end meanwhile.
+        let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
+        let time = text.split_whitespace().next().and_then(|time| time.parse::<u64>().ok());
+        sum += time.with_context(|| format!("schedstat holds {text:?}"))?;
+    }
+    Ok(Duration::from_nanos(sum))
+}
+
+/// What `/proc/PID/status` has under `key`, as "VmRSS:", in KiB.
+pub fn memory_kib(pid: u32, key: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).context("no such key")?;
+    line.trim().trim_end_matches(" kB").trim().parse().with_context(|| format!("{key} is no number"))
 }
 
 /// A program in the background, in its own process group, which is killed on drop. Its output goes to a file, which
