@@ -97,13 +97,11 @@ fn tun2proxy(lab: &Lab, program: &Path, scratch: &Path, through: Through) -> Res
         Through::Nothing => ("peer0", "none".to_owned(), 30),
         Through::Socks => ("peer1", format!("socks5://{}", lab.socks_address), 31),
     };
-    lab.topology.node.ip(&format!("tuntap add {tun} mode tun"))?;
     let mut command = lab.topology.node.command(program);
     command.args(["--tun", tun, "--proxy", &proxy, "--mtu", "1500", "--max-sessions", "20000"]);
     command.args(["--verbosity", "warn"]);
     let process = Background::spawn(&mut command, TUN2PROXY, &scratch.join("log"))?;
-    let pod = lead_pod(lab, TUN2PROXY, number, tun, process)?;
-    Ok(pod)
+    lead_pod(lab, TUN2PROXY, number, tun, process)
 }
 
 fn shadowsocks(lab: &Lab, program: &Path, scratch: &Path) -> Result<Started> {

@@ -102,7 +102,7 @@ mod tests {
 
     fn exchange(one: &mut Engine, other: &mut Engine) {
         let now = Instant::from_secs(1);
-        let mut carry = |from: &mut Engine, to: &mut Engine| {
+        let carry = |from: &mut Engine, to: &mut Engine| {
             from.poll(now);
             from.outbox().packets().for_each(|packet| to.handle_packet(now, packet));
             let any = !from.outbox().is_empty();
