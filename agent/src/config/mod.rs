@@ -16,6 +16,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
+use tunproxy_datapath::Keepalive;
 
 pub use flags::ConfigFlags;
 pub use keys::{KEYS, redact};
@@ -105,6 +106,18 @@ pub struct Tcp {
     pub keepalive_probes: u8,
     /// How long octets may stay unacknowledged; 0: for fifteen time-outs.
     pub user_timeout: u32,
+}
+
+impl Tcp {
+    pub fn keepalive(&self) -> Option<Keepalive> {
+        let Self { keepalive: idle, keepalive_interval: interval, keepalive_probes: probes, .. } = *self;
+        (idle > 0).then_some(Keepalive { idle, interval, probes })
+    }
+
+    pub fn user_timeout(&self) -> Option<tunproxy_datapath::Duration> {
+        let seconds = u64::from(self.user_timeout);
+        (seconds > 0).then(|| tunproxy_datapath::Duration::from_secs(seconds))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

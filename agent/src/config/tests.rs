@@ -47,6 +47,7 @@ default: Deny
 upstream: socks5://127.0.0.1:1080
 resolvers: [/etc/resolv.conf, 10.96.0.10]
 limits: {flowsPerPod: 10000, pendingPerPod: 512, udpMappingsPerPod: 4096, memory: 128Mi}
+tcp: {keepalive: 60, keepaliveInterval: 5, keepaliveProbes: 3, userTimeout: 30}
 flowLog: {path: /var/log/tunproxy/flows.jsonl, rotate: 64Mi, keep: 4}
 admin: {socket: /run/tunproxy/admin.sock, metrics: "127.0.0.1:9965"}
 "#;
@@ -58,6 +59,18 @@ admin: {socket: /run/tunproxy/admin.sock, metrics: "127.0.0.1:9965"}
     assert_eq!(config.policy.default, DefaultAction::Deny);
     assert_eq!(config.policy.resolvers.len(), 2);
     assert_eq!(config.limits.memory, ByteSize::mebibytes(128));
+    let tcp = Tcp { keepalive: 60, keepalive_interval: 5, keepalive_probes: 3, user_timeout: 30 };
+    assert_eq!(config.tcp, tcp);
+    assert_eq!(config.tcp.keepalive(), Some(Keepalive { idle: 60, interval: 5, probes: 3 }));
+    assert_eq!(config.tcp.user_timeout(), Some(tunproxy_datapath::Duration::from_secs(30)));
+    let off = Tcp { keepalive: 0, user_timeout: 0, ..tcp };
+    assert_eq!((off.keepalive(), off.user_timeout()), (None, None));
+}
+
+#[test]
+fn without_settings_tcp_is_as_patient_as_the_datapath_is() {
+    let (ours, theirs) = (Config::default().tcp, tunproxy_datapath::Limits::default());
+    assert_eq!((ours.keepalive(), ours.user_timeout()), (theirs.keepalive, theirs.user_timeout));
 }
 
 #[test]
@@ -151,13 +164,17 @@ const MISTAKES: &[(&str, &[&str])] = &[
         &["agent.yaml:1: limits: unknown key `flowPerPod`; did you mean `flowsPerPod`?"],
     ),
     ("workers: 0", &["agent.yaml:1: workers: \"0\" is not a whole number from 1 to 1024"]),
+    (
+        "tcp: {userTimeout: 1m}",
+        &["agent.yaml:1: tcp.userTimeout: \"1m\" is not a whole number from 0 to 32767"],
+    ),
     ("workers: two", &["agent.yaml:1: workers: \"two\" is not a whole number from 1 to 1024"]),
     ("resolvers: 10.0.0.1", &["agent.yaml:1: resolvers: expected a list, found a text"]),
     (
         "a: 1\n---\nb: 2",
         &[
             "agent.yaml:1: unknown key `a` (known are admin, cniSocket, default, flowLog, limits, log, networks, node, \
-         pluginStateDir, policy, resolvers, stateDir, upstream, workers)",
+         pluginStateDir, policy, resolvers, stateDir, tcp, upstream, workers)",
             "agent.yaml:3: a second document; policy documents go into files of their own (key `policy`)",
         ],
     ),

@@ -243,7 +243,7 @@ fn start_flow_log(config: &Config) -> anyhow::Result<Option<FlowLog>> {
 }
 
 fn workers_config(config: &Config) -> WorkersConfig {
-    let (limits, tcp) = (&config.limits, &config.tcp);
+    let limits = &config.limits;
     let workers = config.workers.get();
     WorkersConfig {
         workers,
@@ -253,13 +253,8 @@ fn workers_config(config: &Config) -> WorkersConfig {
             half_open: limits.pending_per_pod,
             udp_mappings: limits.udp_mappings_per_pod,
             memory: usize::try_from(limits.memory.bytes()).unwrap_or(usize::MAX),
-            keepalive: (tcp.keepalive > 0).then_some(tunproxy_datapath::Keepalive {
-                idle: tcp.keepalive,
-                interval: tcp.keepalive_interval,
-                probes: tcp.keepalive_probes,
-            }),
-            user_timeout: (tcp.user_timeout > 0)
-                .then(|| tunproxy_datapath::Duration::from_secs(tcp.user_timeout.into())),
+            keepalive: config.tcp.keepalive(),
+            user_timeout: config.tcp.user_timeout(),
             ..tunproxy_datapath::Limits::default()
         },
         record_begin: config.flow_log.begin,
