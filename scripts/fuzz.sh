@@ -1,19 +1,41 @@
 #!/bin/sh
-# Runs each fuzz target for the given number of seconds, one line each. Where one fails, its last words follow; a
-# crash's input stays in fuzz/artifacts and is named there.
+# Runs each fuzz target for the given number of seconds, two at a time, one line each. Where one fails, its last words
+# follow; a crash's input stays in fuzz/artifacts and is named there.
 set -eu
 
 seconds=${1:-60}
 cd "$(dirname "$0")/../fuzz"
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-for target in $(cargo +nightly fuzz list); do
-    echo "fuzz: $target for $seconds s"
-    if ! cargo +nightly fuzz run --release "$target" -- \
-        -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=10 -print_final_stats=1 >"$log" 2>&1; then
-        tail -n 60 "$log"
-        echo "fuzz: $target failed" >&2
-        exit 1
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+
+# They are built before the time runs, and not while another is.
+cargo +nightly fuzz build --release >"$logs/build" 2>&1 || { tail -n 60 "$logs/build"; exit 1; }
+
+start() {
+    cargo +nightly fuzz run --release "$1" -- \
+        -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=10 -print_final_stats=1 >"$logs/$1" 2>&1
+}
+
+finish() {
+    if ! wait "$2" || ! grep -q '^Done ' "$logs/$1"; then
+        tail -n 60 "$logs/$1"
+        echo "fuzz: $1 failed" >&2
+        failed=1
+        return
     fi
-    grep '^Done ' "$log" || { tail -n 20 "$log"; exit 1; }
+    echo "fuzz: $1: $(grep '^Done ' "$logs/$1")"
+}
+
+failed=0
+# Names of targets have no spaces.
+# shellcheck disable=SC2046
+set -- $(cargo +nightly fuzz list)
+while [ $# -gt 0 ]; do
+    first=$1 second=${2:-}
+    start "$first" & first_pid=$!
+    [ -z "$second" ] || { start "$second" & second_pid=$!; }
+    finish "$first" "$first_pid"
+    [ -z "$second" ] || finish "$second" "$second_pid"
+    shift "$(($# > 1 ? 2 : 1))"
 done
+exit "$failed"

@@ -1,14 +1,17 @@
 //! What the fuzz targets share: one stack, a pod whose octets follow from their sequence numbers, and upstreams whose
 //! octets follow from their place in the stream. So every octet can be checked wherever it comes out.
 
+mod options;
 mod pod;
 mod step;
 mod upstream;
 mod wire;
 
+pub use options::Options;
 pub use step::Step;
 pub use wire::fix_header;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,6 +30,11 @@ const MEMORY: usize = 512 * 1024;
 
 /// Rounds of an event loop after which it does not come to rest.
 const ROUNDS: usize = 10_000;
+
+thread_local! {
+    /// Buffers for the next world: to make 64 KiB of zeroes each time costs more than most inputs do.
+    static POOL: Cell<Option<Pool>> = const { Cell::new(None) };
+}
 
 /// The octet at a place of any stream.
 pub fn octet(place: u64) -> u8 {
@@ -74,7 +82,7 @@ impl World {
         };
         Self {
             stack: Stack::new(config),
-            pool: Pool::new(MEMORY),
+            pool: POOL.take().unwrap_or_else(|| Pool::new(MEMORY)),
             now: Instant::from_secs(1),
             dial: Dial::Connect,
             connections: (0..pod::CONNECTIONS).map(Connection::new).collect(),
@@ -117,6 +125,7 @@ impl World {
         assert_eq!(self.pool.held(), 0);
         self.advance(Duration::from_secs(300));
         assert_eq!(self.stack.poll_at(), None, "something still waits");
+        POOL.set(Some(std::mem::replace(&mut self.pool, Pool::new(0))));
     }
 
     pub(crate) fn set_policy(&mut self, default: NodeDefault) {

@@ -32,6 +32,12 @@ pub enum Step {
         fin: bool,
     },
     Raw(Vec<u8>),
+    /// An error of ICMP about a segment of ours.
+    TooBig {
+        connection: u8,
+        seq: Offset,
+        mtu: u16,
+    },
     Advance {
         millis: u16,
         long: bool,
@@ -60,7 +66,7 @@ pub struct SegmentStep {
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
-enum Offset {
+pub enum Offset {
     None,
     Near(i16),
     Far(u32),
@@ -70,7 +76,7 @@ enum Offset {
 enum OptionStep {
     None,
     Raw(Vec<u8>),
-    Timestamp(u32),
+    Timestamp(u32, u32),
     /// Offsets from what the pod has acknowledged.
     Sack(Vec<(i16, u16)>),
 }
@@ -109,7 +115,9 @@ impl OptionStep {
         match self {
             Self::None => Vec::new(),
             Self::Raw(octets) => octets.clone(),
-            Self::Timestamp(value) => [&[1, 1, 8, 10][..], &value.to_be_bytes(), &[0; 4]].concat(),
+            Self::Timestamp(value, echo) => {
+                [&[1, 1, 8, 10][..], &value.to_be_bytes(), &echo.to_be_bytes()].concat()
+            }
             Self::Sack(blocks) => {
                 let blocks = &blocks[..blocks.len().min(4)];
                 let mut octets = vec![1, 1, 5, (2 + 8 * blocks.len()) as u8];
@@ -148,6 +156,11 @@ impl World {
             Step::Raw(octets) => {
                 self.raw(&octets);
             }
+            Step::TooBig { connection, seq, mtu } => {
+                let connection = &self.connections[usize::from(connection % CONNECTIONS as u8)];
+                let packet = wire::too_big(connection.port, seq.apply(connection.acked), mtu);
+                self.raw(&packet);
+            }
             Step::Advance { millis, long } => {
                 let factor = if long { 1_000 } else { 1 };
                 self.advance(Duration::from_millis(u64::from(millis) * factor));
@@ -164,6 +177,20 @@ impl World {
                 self.set_policy(if allow { NodeDefault::Allow } else { NodeDefault::Deny });
             }
         }
+    }
+
+    /// Opens a connection with any options; returns those of the answer.
+    pub fn handshake(&mut self, options: &[u8]) -> Vec<u8> {
+        let (port, irs) = (self.connections[0].port, self.connections[0].irs);
+        self.raw(&wire::tcp(port, irs, 0, flag::SYN, u16::MAX, options, &[]));
+        self.honest(0, u16::MAX, 0, false);
+        std::mem::take(&mut self.connections[0].offered)
+    }
+
+    /// Lets the upstream of the only connection send, and the pod acknowledge it.
+    pub fn download(&mut self, octets: u16) {
+        self.upstream_step(0, UpstreamStep::Send(octets));
+        self.honest(0, u16::MAX, 0, false);
     }
 
     fn segment(&mut self, step: &SegmentStep) {

@@ -24,15 +24,19 @@ pub(crate) struct Segment<'a> {
     pub(crate) seq: u32,
     pub(crate) ack: u32,
     pub(crate) flags: u8,
+    pub(crate) window: u16,
+    pub(crate) options: &'a [u8],
     pub(crate) payload: &'a [u8],
 }
 
 impl<'a> Segment<'a> {
-    pub(crate) fn parse(ip: &[u8], payload: &'a [u8]) -> Option<Self> {
+    pub(crate) fn parse(ip: &'a [u8], payload: &'a [u8]) -> Option<Self> {
         let tcp = ip.get(20..).filter(|tcp| ip[0] == 0x45 && ip[9] == 6 && tcp.len() >= 20)?;
         let word = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
         let pod_port = u16::from_be_bytes([tcp[2], tcp[3]]);
-        Some(Self { pod_port, seq: word(4), ack: word(8), flags: tcp[13], payload })
+        let window = u16::from_be_bytes([tcp[14], tcp[15]]);
+        let options = &tcp[20..usize::from(tcp[12] >> 4) * 4];
+        Some(Self { pod_port, seq: word(4), ack: word(8), flags: tcp[13], window, options, payload })
     }
 }
 
@@ -59,6 +63,21 @@ pub(crate) fn tcp(
     packet.extend([0; 4]);
     packet.extend(options);
     packet.extend(payload);
+    packet
+}
+
+/// "Fragmentation needed" of the pod about our segment from `seq` on.
+pub(crate) fn too_big(port: u16, seq: u32, mtu: u16) -> Vec<u8> {
+    let mut message = vec![3, 4, 0, 0, 0, 0];
+    message.extend(mtu.to_be_bytes());
+    message.extend([0x45, 0, 0x05, 0xdc, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+    message.extend(REMOTE);
+    message.extend(POD);
+    message.extend(80u16.to_be_bytes());
+    message.extend(port.to_be_bytes());
+    message.extend(seq.to_be_bytes());
+    let mut packet = header(1, 0, 0, message.len());
+    packet.extend(message);
     packet
 }
 
