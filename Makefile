@@ -1,10 +1,11 @@
 # Every target does its own set-up (scripts/setup.sh says what it installs). `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test e2e bench bench-peers bench-programs lint fuzz clean setup-%
+.PHONY: help build demo test e2e bench bench-peers bench-programs soak lint fuzz clean setup-%
 
 CARGO ?= cargo
 HOST_TARGET := x86_64-unknown-linux-gnu
 FUZZ_SECONDS ?= 60
+SOAK_MINUTES ?= 30
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 help: ## List the targets
@@ -27,9 +28,13 @@ test: setup-test ## Run all tests that need Rust and Debian packages only (as ro
 	@# Under nohup or in the background, signals come ignored; programs that are to be ended by them would not be.
 	env --default-signal $(CARGO) test --workspace --no-fail-fast
 
-e2e: setup-e2e ## Run the plugin under real container runtimes: cnitool, containerd and runc (as root)
+e2e: setup-e2e ## Run the plugin under cnitool, containerd and runc, and two minutes of mixed traffic (as root)
 	scripts/runtime-tools.sh
-	$(CARGO) test --package tunproxy-e2e --test runtime -- --ignored
+	$(CARGO) test --package tunproxy-e2e --test runtime --test soak -- --ignored
+
+soak: setup-test bench-programs ## Mixed traffic with pods coming and going for SOAK_MINUTES (30): nothing grows, no octet is wrong (as root)
+	TUNPROXY_BIN_DIR=$(TARGET)/release TUNPROXY_SOAK_MINUTES=$(SOAK_MINUTES) $(CARGO) test --package tunproxy-e2e \
+		--test soak -- --ignored --nocapture
 
 bench: setup-bench bench-programs ## Measure the routed path and ours in the same run; table, and JSON in target/bench.json (as root)
 	@TUNPROXY_BIN_DIR=$(TARGET)/release $(TARGET)/release/tunproxy-bench run --json $(TARGET)/bench.json $(BENCH_ARGS)
