@@ -17,7 +17,7 @@ iproute2:ip nftables:nft iputils-ping:ping util-linux:nsenter procps:ps coreutil
 containernetworking-plugins:/usr/lib/cni/ptp
 nginx:nginx dnsmasq-base:dnsmasq dante-server:danted microsocks:microsocks openssh-server:sshd iperf3:iperf3
 curl:curl bind9-dnsutils:dig git:git openssh-client:scp netcat-openbsd:nc openssl:openssl ca-certificates:/etc/ssl/certs
-tcpdump:tcpdump tshark:tshark man-db:man bsdutils:script
+tcpdump:tcpdump tshark:tshark traceroute:traceroute mtr-tiny:mtr man-db:man bsdutils:script
 "
 e2e_packages="runc:runc busybox-static:/bin/busybox"
 bench_packages="iproute2:ip util-linux:nsenter containernetworking-plugins:/usr/lib/cni/ptp dante-server:danted"

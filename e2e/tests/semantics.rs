@@ -223,7 +223,7 @@ fn datagrams(lab: &Lab, ip: IpAddr) -> Result<()> {
         socket.set_read_timeout(Some(LIMIT))?;
     }
     let mut buffer = vec![0; 65_536];
-    for size in [0, 1, 512, 1232, 1400, 1452, 1473, 4000, 9000, 30_000, 60_000] {
+    for size in [0, 1, 512, 1232, 1400, 1452, 1473, 4000, 9000, 30_000, 65_507] {
         let sent = pattern(size, size as u64);
         client.send_to(&sent, server.local_addr()?)?;
         let (length, from) = server.recv_from(&mut buffer).with_context(|| format!("{size} bytes there"))?;

@@ -3,13 +3,21 @@
 
 use std::net::SocketAddr;
 
-use tunproxy_datapath::MappingId;
+use tunproxy_datapath::{IpFields, MappingId};
 
 /// The kernel's bound until 6.9 (`UDP_MAX_SEGMENTS`).
 const MOST: usize = 64;
 
 /// With the headers of either family below the largest packet.
 const OCTETS: usize = 65_000;
+
+/// What datagrams have in common that leave together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sending {
+    pub(super) mapping: MappingId,
+    pub(super) to: SocketAddr,
+    pub(super) fields: IpFields,
+}
 
 /// What waits to be sent; nothing does between two turns.
 #[derive(Debug, Default)]
@@ -18,7 +26,7 @@ pub(super) struct DatagramRun {
     /// All are as long as the first, but for a shorter last one.
     segment: usize,
     last: usize,
-    target: Option<(MappingId, SocketAddr)>,
+    sending: Option<Sending>,
 }
 
 impl DatagramRun {
@@ -27,20 +35,20 @@ impl DatagramRun {
     }
 
     /// Whether a datagram may join those that wait; if not, they have to go first.
-    pub(super) fn takes(&self, mapping: MappingId, to: SocketAddr, length: usize) -> bool {
-        let joins = self.target == Some((mapping, to))
+    pub(super) fn takes(&self, sending: Sending, length: usize) -> bool {
+        let joins = self.sending == Some(sending)
             && self.last == self.segment
             && (1..=self.segment).contains(&length)
             && self.octets.len() + length <= OCTETS
             && self.octets.len() / self.segment < MOST;
-        self.target.is_none() || joins
+        self.sending.is_none() || joins
     }
 
     /// Only what [`Self::takes`] allows.
-    pub(super) fn push(&mut self, mapping: MappingId, to: SocketAddr, datagram: &[u8]) {
-        debug_assert!(self.takes(mapping, to, datagram.len()));
-        if self.target.is_none() {
-            self.target = Some((mapping, to));
+    pub(super) fn push(&mut self, sending: Sending, datagram: &[u8]) {
+        debug_assert!(self.takes(sending, datagram.len()));
+        if self.sending.is_none() {
+            self.sending = Some(sending);
             self.segment = datagram.len();
         }
         self.last = datagram.len();
@@ -48,9 +56,9 @@ impl DatagramRun {
     }
 
     /// Ends the run. The octets stay readable until the next one begins.
-    pub(super) fn take(&mut self) -> Option<(MappingId, SocketAddr, usize)> {
-        let (mapping, to) = self.target.take()?;
-        Some((mapping, to, self.segment))
+    pub(super) fn take(&mut self) -> Option<(Sending, usize)> {
+        let sending = self.sending.take()?;
+        Some((sending, self.segment))
     }
 
     pub(super) fn octets(&self) -> &[u8] {
@@ -74,12 +82,12 @@ pub(super) fn calls(datagrams: &[u8], segment: usize) -> impl Iterator<Item = &[
 mod tests {
     use super::*;
 
-    fn mapping(slot: u32) -> MappingId {
-        MappingId { slot, generation: 0 }
-    }
-
-    fn to(port: u16) -> SocketAddr {
-        SocketAddr::from(([192, 0, 2, 1], port))
+    fn sending(slot: u32, port: u16) -> Sending {
+        Sending {
+            mapping: MappingId { slot, generation: 0 },
+            to: SocketAddr::from(([192, 0, 2, 1], port)),
+            fields: IpFields { hop_limit: 64, traffic_class: 0, dont_fragment: true },
+        }
     }
 
     /// How many of the datagrams of these lengths go into one run.
@@ -87,10 +95,10 @@ mod tests {
         let mut run = DatagramRun::new();
         let mut taken = 0;
         for length in lengths {
-            if !run.takes(mapping(0), to(443), length) {
+            if !run.takes(sending(0, 443), length) {
                 break;
             }
-            run.push(mapping(0), to(443), &vec![1; length]);
+            run.push(sending(0, 443), &vec![1; length]);
             taken += 1;
         }
         assert!(taken == 1 || run.octets().len() <= OCTETS);
@@ -109,14 +117,17 @@ mod tests {
     }
 
     #[test]
-    fn another_mapping_or_destination_waits() {
+    fn another_mapping_destination_or_header_waits() {
         let mut run = DatagramRun::new();
-        run.push(mapping(0), to(443), b"x");
-        assert!(!run.takes(mapping(1), to(443), 1));
-        assert!(!run.takes(mapping(0), to(444), 1));
-        assert_eq!(run.take(), Some((mapping(0), to(443), 1)));
+        run.push(sending(0, 443), b"x");
+        assert!(!run.takes(sending(1, 443), 1));
+        assert!(!run.takes(sending(0, 444), 1));
+        let mut marked = sending(0, 443);
+        marked.fields.traffic_class = 1;
+        assert!(!run.takes(marked, 1));
+        assert_eq!(run.take(), Some((sending(0, 443), 1)));
         run.clear();
-        assert!(run.takes(mapping(1), to(443), 9));
+        assert!(run.takes(sending(1, 443), 9));
         assert_eq!(run.take(), None);
     }
 

@@ -13,7 +13,7 @@ use tunproxy_datapath::{
 };
 use tunproxy_policy::Workload;
 
-use super::datagram_run::DatagramRun;
+use super::datagram_run::{DatagramRun, Sending};
 use super::descriptors::Share;
 use super::icmp_io::EchoSocket;
 use super::tap::Taps;
@@ -203,32 +203,33 @@ impl Pod {
         match self.stack.handle_packet(&mut env.cx(), buffer) {
             // A datagram waits for more of its kind only, not for other packets.
             Input::Done => self.send_run(env),
-            Input::Datagram { mapping, destination, payload, segment } => {
+            Input::Datagram { mapping, destination: to, payload, segment, fields } => {
+                let sending = Sending { mapping, to, fields };
                 let datagrams = &buffer.bytes()[payload];
-                let joins = segment == 0 && env.run.takes(mapping, destination, datagrams.len());
+                let joins = segment == 0 && env.run.takes(sending, datagrams.len());
                 // Before what the stack has decided of this packet: a mapping that makes room for it may be the run's.
                 if !joins {
                     self.send_run(env);
                 }
                 self.act(env);
                 if segment == 0 {
-                    env.run.push(mapping, destination, datagrams);
+                    env.run.push(sending, datagrams);
                 } else {
-                    self.send_datagrams(env.now, mapping, destination, datagrams, usize::from(segment));
+                    self.send_datagrams(env.now, sending, datagrams, usize::from(segment));
                 }
             }
-            Input::Echo { echo, destination, sequence, payload } => {
+            Input::Echo { echo, destination, sequence, payload, fields } => {
                 self.send_run(env);
                 self.act(env);
-                self.send_echo(env.now, echo, destination, sequence, &buffer.bytes()[payload]);
+                self.send_echo(env.now, (echo, fields), destination, sequence, &buffer.bytes()[payload]);
             }
         }
     }
 
     /// Sends the datagrams that wait.
     fn send_run(&mut self, env: &mut Env<'_>) {
-        if let Some((mapping, destination, segment)) = env.run.take() {
-            self.send_datagrams(env.now, mapping, destination, env.run.octets(), segment);
+        if let Some((sending, segment)) = env.run.take() {
+            self.send_datagrams(env.now, sending, env.run.octets(), segment);
             env.run.clear();
         }
     }

@@ -5,11 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{Ipv4RecvTtl, Ipv6RecvHopLimit};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, socket_with, sockopt};
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, socket_with};
 use socket2::SockRef;
-use tunproxy_datapath::DialFailure;
-use tunproxy_linux_net::error_queue;
+use tunproxy_datapath::{DialFailure, IpFields, Report};
+use tunproxy_linux_net::error_queue::{self, QueuedError};
 
 const FLAGS: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
 
@@ -47,6 +50,12 @@ pub(super) fn open_echo(to: IpAddr, mark: Option<u32>) -> io::Result<(OwnedFd, b
         Err(_) => (socket_with(family(to.is_ipv6()), SocketType::RAW, FLAGS, Some(protocol))?, true),
     };
     set_mark(&socket, mark)?;
+    error_queue::enable(&socket, to.is_ipv6())?;
+    if to.is_ipv6() {
+        setsockopt(&socket, Ipv6RecvHopLimit, &true)?;
+    } else {
+        setsockopt(&socket, Ipv4RecvTtl, &true)?;
+    }
     connect(&socket, &SocketAddr::new(to, 0))?;
     Ok((socket, raw))
 }
@@ -55,6 +64,56 @@ fn set_mark(socket: &OwnedFd, mark: Option<u32>) -> io::Result<()> {
     match mark {
         Some(mark) => SockRef::from(socket).set_mark(mark),
         None => Ok(()),
+    }
+}
+
+/// What a datagram socket's next datagrams carry in their IP header, as far as it is set.
+#[derive(Debug, Default)]
+pub(super) struct Fields(Option<IpFields>);
+
+impl Fields {
+    /// Has the next datagrams go out as the pod's own did; most follow others of their kind.
+    pub(super) fn set(&mut self, socket: &OwnedFd, v6: bool, wanted: IpFields) -> Result<(), Errno> {
+        if self.0 == Some(wanted) {
+            return Ok(());
+        }
+        let IpFields { hop_limit, traffic_class, dont_fragment } = wanted;
+        let is_new = self.0.is_none();
+        let is = |field: fn(&IpFields) -> bool| self.0.as_ref().is_some_and(field);
+        if is_new || is(|set| set.dont_fragment) != dont_fragment {
+            match (v6, dont_fragment) {
+                (false, true) => sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DO)?,
+                (false, false) => sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DONT)?,
+                (true, true) => sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DO)?,
+                // No router cuts for us: where the path is known to be narrow, the kernel does.
+                (true, false) => sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::WANT)?,
+            }
+        }
+        if self.0.is_none_or(|set| set.hop_limit != hop_limit) {
+            if v6 {
+                sockopt::set_ipv6_unicast_hops(socket, Some(hop_limit))?;
+            } else {
+                sockopt::set_ip_ttl(socket, u32::from(hop_limit))?;
+            }
+        }
+        if self.0.map_or(0, |set| set.traffic_class) != traffic_class {
+            if v6 {
+                sockopt::set_ipv6_tclass(socket, u32::from(traffic_class))?;
+            } else {
+                sockopt::set_ip_tos(socket, traffic_class)?;
+            }
+        }
+        self.0 = Some(wanted);
+        Ok(())
+    }
+}
+
+/// What the pod is told of an error that came back.
+pub(super) fn report_of(queued: &QueuedError) -> Report {
+    match Errno::from_io_error(&queued.error) {
+        Some(Errno::MSGSIZE) => Report::TooBig { mtu: queued.info },
+        _ if queued.origin.is_hop_limit() => Report::HopLimit,
+        _ => Report::Failed(failure_of(&queued.error)),
     }
 }
 

@@ -9,12 +9,12 @@ use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recvfrom, sendto};
 use tunproxy_datapath::{Instant, MappingId, PacketBuf};
-use tunproxy_linux_net::error_queue;
+use tunproxy_linux_net::error_queue::{self, Origin};
 
-use super::datagram_run;
+use super::datagram_run::{self, Sending};
 use super::descriptors::Lease;
 use super::pod::{Env, Pod, register, store};
-use super::socket::{failure_of, open_udp};
+use super::socket::{Fields, failure_of, open_udp, report_of};
 use super::token::{Generation, Source, pack};
 use super::turn::Turn;
 
@@ -25,6 +25,8 @@ const BATCH: usize = 32;
 pub(super) struct UdpSocket {
     id: MappingId,
     fd: OwnedFd,
+    v6: bool,
+    fields: Fields,
     _lease: Lease,
 }
 
@@ -67,7 +69,10 @@ impl Pod {
         let socket = open_udp(v6, env.mark)
             .and_then(|fd| register(env.registry, &fd, token, Interest::READABLE).map(|()| fd));
         match socket {
-            Ok(fd) => store(&mut self.mappings, mapping.slot, UdpSocket { id: mapping, fd, _lease: lease }),
+            Ok(fd) => {
+                let socket = UdpSocket { id: mapping, fd, v6, fields: Fields::default(), _lease: lease };
+                store(&mut self.mappings, mapping.slot, socket);
+            }
             Err(error) => {
                 if let Some(silenced) = self.complaints.utter(env.now) {
                     tracing::warn!(pod = self.id.0, %error, silenced, "cannot open a UDP socket for a pod");
@@ -81,14 +86,20 @@ impl Pod {
     pub(super) fn send_datagrams(
         &mut self,
         now: Instant,
-        mapping: MappingId,
-        to: SocketAddr,
+        Sending { mapping, to, fields }: Sending,
         datagrams: &[u8],
         segment: usize,
     ) {
+        if let Some(Some(socket)) = self.mappings.get_mut(mapping.slot as usize)
+            && socket.id == mapping
+            && let Err(errno) = socket.fields.set(&socket.fd, socket.v6, fields)
+            && let Some(silenced) = self.complaints.utter(now)
+        {
+            tracing::warn!(pod = self.id.0, %errno, silenced, "a datagram's IP header cannot be kept");
+        }
         for call in datagram_run::calls(datagrams, segment) {
             if let Err(errno) = self.send_call(now, mapping, to, call, segment) {
-                self.stack.udp_failed(now, mapping, to, failure_of(&errno.into()));
+                self.stack.udp_failed(now, mapping, to, failure_of(&errno.into()), None);
                 return;
             }
         }
@@ -103,8 +114,8 @@ impl Pod {
         segment: usize,
     ) -> Result<(), Errno> {
         if datagrams.len() > segment {
-            let sent =
-                self.try_send(now, mapping, |socket| socket.send_segments(datagrams, segment as u16, to));
+            let sent = self
+                .try_send(now, mapping, None, |socket| socket.send_segments(datagrams, segment as u16, to));
             match sent {
                 Err(errno) if is_about_the_run(errno) => {}
                 sent => {
@@ -116,8 +127,14 @@ impl Pod {
         let mut rest = datagrams;
         loop {
             let (datagram, after) = rest.split_at(segment.min(rest.len()));
-            let sent = self.try_send(now, mapping, |socket| socket.send(datagram, to))?;
-            self.note(sent, 1);
+            match self.try_send(now, mapping, Some(to), |socket| socket.send(datagram, to)) {
+                Ok(sent) => self.note(sent, 1),
+                // The queue says which one, and what the path takes.
+                Err(Errno::MSGSIZE) => {
+                    self.take_errors(now, mapping.slot, Some(to));
+                }
+                Err(errno) => return Err(errno),
+            }
             rest = after;
             if rest.is_empty() {
                 return Ok(());
@@ -135,6 +152,7 @@ impl Pod {
         &mut self,
         now: Instant,
         mapping: MappingId,
+        tried: Option<SocketAddr>,
         send: impl Fn(&UdpSocket) -> Result<bool, Errno>,
     ) -> Result<bool, Errno> {
         let attempt = |pod: &Self| match pod.mappings.get(mapping.slot as usize) {
@@ -144,22 +162,24 @@ impl Pod {
         };
         attempt(self).or_else(|_| {
             // The error may be an earlier datagram's, told now; then it is on the queue, and this one can go.
-            self.take_errors(now, mapping.slot);
-            attempt(self)
+            if self.take_errors(now, mapping.slot, tried) { Ok(true) } else { attempt(self) }
         })
     }
 
-    /// Tells the stack which datagrams the outside answered with an error.
-    fn take_errors(&mut self, now: Instant, slot: u32) {
+    /// Tells the stack which datagrams the outside answered with an error. Returns whether the one that was just `tried` was
+    /// refused here, before it was sent.
+    fn take_errors(&mut self, now: Instant, slot: u32, tried: Option<SocketAddr>) -> bool {
+        let mut refused = false;
         while let Some(Some(socket)) = self.mappings.get(slot as usize) {
             let id = socket.id;
-            let Some(queued) = error_queue::take(&socket.fd) else { return };
-            // The path takes smaller packets: the kernel has noted it and cuts the next datagrams accordingly.
-            if queued.error.raw_os_error() == Some(Errno::MSGSIZE.raw_os_error()) {
-                continue;
-            }
-            self.stack.udp_failed(now, id, queued.destination, failure_of(&queued.error));
+            let Some(queued) = error_queue::take(&socket.fd) else { break };
+            // Of its own refusals over IPv4 the kernel does not tell the port.
+            let own = tried.filter(|_| queued.origin == Origin::Local);
+            refused |= own.is_some();
+            let to = own.unwrap_or(queued.destination);
+            self.stack.udp_failed(now, id, to, report_of(&queued), queued.reporter);
         }
+        refused
     }
 
     /// Hands datagrams from outside to the pod. Returns whether there is more for another turn.
@@ -186,7 +206,9 @@ impl Pod {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return false,
                 // An error of a datagram that was sent: it is on the queue, and more may wait behind it.
-                Err(_) => self.take_errors(env.now, slot),
+                Err(_) => {
+                    self.take_errors(env.now, slot, None);
+                }
             }
         }
         true
@@ -208,7 +230,8 @@ mod tests {
             let receiver = Receiver::bind((loopback, 0)).unwrap();
             let lease = Descriptors::of(4_096).share().lease().unwrap();
             let id = MappingId { slot: 0, generation: 0 };
-            let socket = UdpSocket { id, fd: open_udp(v6, None).unwrap(), _lease: lease };
+            let fields = Fields::default();
+            let socket = UdpSocket { id, fd: open_udp(v6, None).unwrap(), v6, fields, _lease: lease };
             let datagrams: Vec<u8> = (0..=255).cycle().take(20 * 1_200 + 7).collect();
             assert_eq!(socket.send_segments(&datagrams, 1_200, receiver.local_addr().unwrap()), Ok(true));
             let mut buffer = [0; 2_000];

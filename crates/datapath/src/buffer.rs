@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use crate::vnet;
 
 /// Octets of a pooled buffer: the largest IP packet behind its virtio header, rounded up to a cache line.
-pub const CAPACITY: usize = (vnet::LEN + 65_535 + 64) & !63;
+pub const CAPACITY: usize = (vnet::LEN + 40 + 65_535 + 64) & !63;
 
 /// Below this a payload is copied rather than pinning a whole buffer (a quarter of one wasted at most four times).
 const COPY_BELOW: usize = 16 * 1024;

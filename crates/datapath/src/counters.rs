@@ -45,10 +45,12 @@ pub enum DropReason {
     NoSocket,
     /// A super-segment of more datagrams than the kernel itself would cut.
     Segments,
+    /// A datagram or echo request that asks not to be cut, and is larger than the path outside takes.
+    TooBig,
 }
 
 impl DropReason {
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Truncated,
         Self::BadHeader,
         Self::BadChecksum,
@@ -78,6 +80,7 @@ impl DropReason {
         Self::SendFailed,
         Self::NoSocket,
         Self::Segments,
+        Self::TooBig,
     ];
 
     /// The fixed label of metrics.
@@ -112,6 +115,7 @@ impl DropReason {
             Self::SendFailed => "send-failed",
             Self::NoSocket => "no-socket",
             Self::Segments => "segments",
+            Self::TooBig => "too-big",
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::icmp::{self, Unreachable};
 use crate::key::KeyedState;
 use crate::record::CloseReason;
 use crate::stack::shared::{Usage, host, settle};
-use crate::stack::{Action, DialFailure, Input, Shared, unreachable_for};
+use crate::stack::{Action, Input, Report, Shared, error_for};
 use crate::timer::{Armed, Timers};
 use crate::view::{Packet, Transport};
 
@@ -95,7 +95,13 @@ impl Echo {
         flow.usage.sent(now, message.len() - HEADER);
         flow.sequence = sequence;
         let payload = packet.transport.start + HEADER..packet.transport.end;
-        Ok(Input::Echo { echo: flow.id, destination: key.destination, sequence, payload })
+        Ok(Input::Echo {
+            echo: flow.id,
+            destination: key.destination,
+            sequence,
+            payload,
+            fields: packet.fields,
+        })
     }
 
     fn open(
@@ -137,23 +143,44 @@ impl Echo {
         self.flows.get_mut(id.slot as usize).filter(|flow| flow.id == id)
     }
 
-    pub(crate) fn reply(&mut self, sh: &mut Shared, now: Instant, id: EchoId, sequence: u16, payload: &[u8]) {
+    pub(crate) fn reply(
+        &mut self,
+        sh: &mut Shared,
+        now: Instant,
+        id: EchoId,
+        sequence: u16,
+        hop_limit: Option<u8>,
+        payload: &[u8],
+    ) {
         let Some(flow) = self.get_mut(id) else { return };
         flow.usage.received(now, payload.len());
         let Key { source, destination, identifier } = flow.key;
-        sh.send_control(icmp::echo_reply(destination, source, identifier, sequence, payload));
+        sh.send_control(icmp::echo_reply(destination, source, identifier, sequence, hop_limit, payload));
     }
 
-    pub(crate) fn failed(&mut self, sh: &mut Shared, now: Instant, id: EchoId, failure: DialFailure) {
+    pub(crate) fn failed(
+        &mut self,
+        sh: &mut Shared,
+        now: Instant,
+        id: EchoId,
+        sequence: Option<u16>,
+        (report, reporter): (Report, Option<IpAddr>),
+    ) {
         let Some(flow) = self.get_mut(id) else { return };
-        if let Some(kind) = unreachable_for(failure)
+        if let Some(message) = error_for(report)
             && sh.allow_error(now)
         {
             sh.counters.icmp_errors_sent += 1;
             let Key { source, destination, identifier } = flow.key;
-            sh.send_control(icmp::error_for_echo(kind, source, destination, identifier, flow.sequence));
+            let sequence = sequence.unwrap_or(flow.sequence);
+            let ends = (source, destination);
+            sh.send_control(icmp::error_for_echo(message, reporter, ends, identifier, sequence));
         }
-        self.close(sh, now, id, failure.close_reason());
+        match report {
+            Report::Failed(failure) => self.close(sh, now, id, failure.close_reason()),
+            Report::TooBig { .. } => sh.counters.drop(DropReason::TooBig),
+            Report::HopLimit => {}
+        }
     }
 
     fn close(&mut self, sh: &mut Shared, now: Instant, id: EchoId, reason: CloseReason) {

@@ -97,6 +97,17 @@ pub(crate) fn network_header(
     }
 }
 
+/// Another hop limit than the usual in a finished packet.
+pub(crate) fn set_hop_limit(ip: &mut [u8], hop_limit: u8) {
+    if ip[0] >> 4 == 4 {
+        let mut header = Ipv4Packet::new_unchecked(ip);
+        header.set_hop_limit(hop_limit);
+        header.fill_checksum();
+    } else {
+        Ipv6Packet::new_unchecked(ip).set_hop_limit(hop_limit);
+    }
+}
+
 fn v6(address: IpAddr) -> std::net::Ipv6Addr {
     match address {
         IpAddr::V4(address) => address.to_ipv6_mapped(),

@@ -36,6 +36,8 @@ pub use limits::{Keepalive, Limits};
 pub use record::{CloseReason, FlowBegin, FlowRecord, NameSource};
 pub use smoltcp::time::{Duration, Instant};
 pub use stack::{
-    Action, Cx, DialFailure, DnsAlias, Input, LiveFlow, Stack, StackConfig, Target, Transmit, UpstreamFailure,
+    Action, Cx, DialFailure, DnsAlias, Input, LiveFlow, Report, Stack, StackConfig, Target, Transmit,
+    UpstreamFailure,
 };
 pub use udp::MappingId;
+pub use view::IpFields;

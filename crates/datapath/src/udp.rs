@@ -4,7 +4,7 @@
 //! only from where one was sent.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use slab::Slab;
 use smoltcp::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::key::KeyedState;
 use crate::recency::Recency;
 use crate::record::CloseReason;
 use crate::stack::shared::{Usage, settle};
-use crate::stack::{Action, DialFailure, Input, Shared, unreachable_for};
+use crate::stack::{Action, Input, Report, Shared, error_for};
 use crate::timer::{Armed, Timers};
 use crate::view::{Datagram, Packet};
 use crate::vnet::Gso;
@@ -122,7 +122,8 @@ impl Udp {
         if let Some(peer) = mapping.peers.get_mut(&dial) {
             peer.usage.sent(now, datagram.payload.len());
         }
-        Ok(Input::Datagram { mapping: mapping.id, destination: dial, payload: datagram.payload, segment })
+        let (fields, payload) = (packet.fields, datagram.payload);
+        Ok(Input::Datagram { mapping: mapping.id, destination: dial, payload, segment, fields })
     }
 
     fn add_peer(
@@ -249,26 +250,35 @@ impl Udp {
         Some(emit::udp(peer.facing, mapping.source, payload.len()))
     }
 
-    /// Sending to `to` failed, or the outside answered with an error: the pod's socket is told, and the flow ends.
+    /// Sending to `to` failed, or the outside answered with an error: the pod's socket is told, and the flow ends if no
+    /// datagram of it gets there.
     pub(crate) fn failed(
         &mut self,
         sh: &mut Shared,
         now: Instant,
         id: MappingId,
         to: SocketAddr,
-        failure: DialFailure,
+        (report, reporter): (Report, Option<IpAddr>),
     ) {
         let Some(mapping) = self.get_mut(id) else { return };
         let source = mapping.source;
-        let Some(peer) = mapping.peers.remove(&to) else { return };
-        let empty = mapping.peers.is_empty();
-        self.peers -= 1;
-        if let Some(kind) = unreachable_for(failure)
+        let Some(facing) = mapping.peers.get(&to).map(|peer| peer.facing) else { return };
+        if let Some(message) = error_for(report)
             && sh.allow_error(now)
         {
             sh.counters.icmp_errors_sent += 1;
-            sh.send_control(icmp::error_for_datagram(kind, source, peer.facing));
+            // Who answers for himself does so by the address that the pod knows him by.
+            let reporter = reporter.filter(|reporter| *reporter != to.ip());
+            sh.send_control(icmp::error_for_datagram(message, reporter, source, facing));
         }
+        let failure = match report {
+            Report::Failed(failure) => failure,
+            Report::TooBig { .. } => return sh.counters.drop(DropReason::TooBig),
+            Report::HopLimit => return,
+        };
+        let Some(peer) = self.get_mut(id).and_then(|mapping| mapping.peers.remove(&to)) else { return };
+        let empty = self.get(id).is_none_or(|mapping| mapping.peers.is_empty());
+        self.peers -= 1;
         let ends = (source, peer.facing);
         sh.record_usage(now, Protocol::Udp, ends, &peer.permit, &peer.usage, failure.close_reason());
         if empty {

@@ -21,13 +21,24 @@ const OPTION_SSRR: u8 = 137;
 pub struct Packet {
     pub source: IpAddr,
     pub destination: IpAddr,
-    pub hop_limit: u8,
+    pub fields: IpFields,
     /// The IP header with its options and extension headers.
     pub network: Range<usize>,
     /// What the IP header says follows, cut to the packet's length.
     pub transport: Range<usize>,
     pub protocol: Transport,
     pub vnet: vnet::Header,
+}
+
+/// What a packet's IP header asks of the way it takes; a datagram that goes on keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IpFields {
+    /// TTL or hop limit.
+    pub hop_limit: u8,
+    /// DSCP and ECN (RFC 2474, RFC 3168).
+    pub traffic_class: u8,
+    /// The DF bit; over IPv6 every packet has it that its sender did not cut itself (RFC 8200 4.5).
+    pub dont_fragment: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +101,11 @@ fn parse_v4(ip: &[u8], vnet: vnet::Header) -> Result<Packet, DropReason> {
     Ok(Packet {
         source: IpAddr::V4(header.src_addr()),
         destination: IpAddr::V4(header.dst_addr()),
-        hop_limit: header.hop_limit(),
+        fields: IpFields {
+            hop_limit: header.hop_limit(),
+            traffic_class: ip[1],
+            dont_fragment: header.dont_frag(),
+        },
         network: 0..header_len,
         transport: header_len..total,
         protocol: match header.next_header() {
@@ -131,7 +146,11 @@ fn parse_v6(ip: &[u8], vnet: vnet::Header) -> Result<Packet, DropReason> {
     Ok(Packet {
         source: IpAddr::V6(header.src_addr()),
         destination: IpAddr::V6(header.dst_addr()),
-        hop_limit: header.hop_limit(),
+        fields: IpFields {
+            hop_limit: header.hop_limit(),
+            traffic_class: header.traffic_class(),
+            dont_fragment: true,
+        },
         network: 0..start,
         transport: start..end,
         protocol: match protocol {

@@ -14,8 +14,8 @@ use std::time::Instant as Wall;
 
 use common::{Engine, allow_all, config, policy, seconds};
 use tunproxy_datapath::{
-    CloseReason, Cx, DialFailure, DropReason, Duration, EchoId, Input, Instant, Limits, MappingId,
-    internet_checksum,
+    CloseReason, Cx, DialFailure, DropReason, Duration, EchoId, Input, Instant, IpFields, Limits, MappingId,
+    Report, internet_checksum,
 };
 use tunproxy_policy::model::Policies;
 use tunproxy_policy::{Decision, NodeDefault, Protocol, WorkloadPolicy};
@@ -394,7 +394,7 @@ fn the_pod_is_told_what_the_outside_said_of_a_datagram() {
             let (failing, open) = (bench.host(9), bench.host(443));
             let mapping = bench.open(40_000, failing);
             bench.open(40_000, open);
-            bench.engine.stack.udp_failed(bench.now, mapping, failing, failure);
+            bench.engine.stack.udp_failed(bench.now, mapping, failing, failure, None);
             bench.engine.settle(bench.now);
             let pod = bench.pod(40_000);
             match kind {
@@ -414,7 +414,7 @@ fn the_pod_is_told_what_the_outside_said_of_an_echo_request() {
             let mut bench = Bench::new(family);
             let echo = bench.ping(family.host, 7).expect("a flow");
             bench.ping(family.other, 7).expect("a flow");
-            bench.engine.stack.echo_failed(bench.now, echo, failure);
+            bench.engine.stack.echo_failed(bench.now, echo, None, failure, None);
             bench.engine.settle(bench.now);
             match kind {
                 Some(kind) => bench.expect_echo_error(kind, family.host, 7),
@@ -422,6 +422,97 @@ fn the_pod_is_told_what_the_outside_said_of_an_echo_request() {
             }
             assert_eq!(bench.closed(), [(SocketAddr::new(family.host, 0), reason)]);
             assert_eq!(bench.living(), (0, 1), "the other flow goes on");
+        }
+    }
+}
+
+#[test]
+fn what_the_ip_header_asks_goes_along() {
+    for family in families() {
+        let mut bench = Bench::new(family);
+        let to = bench.host(443);
+        for (hop_limit, traffic_class, dont_fragment) in [(1, 0, true), (255, 0xbb, true), (64, 3, false)] {
+            let mut packet = packet::udp(bench.pod(40_000), to, b"ask");
+            if family.pod.is_ipv4() {
+                (packet[1], packet[8]) = (traffic_class, hop_limit);
+                packet[6] = if dont_fragment { 0x40 } else { 0 };
+                packet::fix_ipv4_header(&mut packet);
+            } else if dont_fragment {
+                (packet[0], packet[1]) = (0x60 | traffic_class >> 4, traffic_class << 4);
+                packet[7] = hop_limit;
+            } else {
+                continue;
+            }
+            let Input::Datagram { fields, .. } = bench.engine.inject(bench.now, &packet) else { panic!() };
+            assert_eq!(fields, IpFields { hop_limit, traffic_class, dont_fragment });
+        }
+        // What the pod has cut may be cut again.
+        let whole = packet::udp(bench.pod(40_000), to, &[7; 3_000]);
+        let pieces = packet::fragments(&whole, 1_480, 1);
+        let inputs: Vec<_> = pieces.iter().map(|piece| bench.engine.inject(bench.now, piece)).collect();
+        let Some(Input::Datagram { fields, .. }) = inputs.last() else { panic!("{inputs:?}") };
+        assert!(!fields.dont_fragment);
+        let echo = packet::echo_request(family.pod, family.host, 7, 1, b"ping");
+        let Input::Echo { fields, .. } = bench.engine.inject(bench.now, &echo) else { panic!() };
+        assert_eq!(fields.hop_limit, 64);
+    }
+}
+
+/// Neither ends the flow: smaller datagrams pass, and a traceroute goes on.
+#[test]
+fn the_pod_is_told_what_is_too_large_and_what_went_too_far() {
+    for family in families() {
+        let v4 = family.pod.is_ipv4();
+        let router: IpAddr = if v4 { "192.0.2.99" } else { "2001:db8::99" }.parse().expect("an address");
+        let too_big = if v4 { [3, 4] } else { [2, 0] };
+        let exceeded = if v4 { [11, 0] } else { [3, 0] };
+        for (report, kind, word) in [
+            (Report::TooBig { mtu: 1_400 }, too_big, 1_400),
+            (Report::TooBig { mtu: 0 }, too_big, if v4 { 68 } else { 1_280 }),
+            (Report::HopLimit, exceeded, 0u32),
+        ] {
+            let mut bench = Bench::new(family);
+            let to = bench.host(443);
+            let mapping = bench.open(40_000, to);
+            let echo = bench.ping(family.host, 7).expect("a flow");
+            bench.engine.stack.udp_failed(bench.now, mapping, to, report, Some(router));
+            // An earlier request than the last one.
+            bench.engine.stack.echo_failed(bench.now, echo, Some(0), report, Some(router));
+            bench.engine.settle(bench.now);
+            let errors = bench.engine.drain();
+            assert_eq!(errors.len(), 2);
+            for (error, quoted) in errors.iter().zip([40_000u16.to_be_bytes(), [family.echo_request, 0]]) {
+                assert!(icmp_checksum_is_right(error));
+                let (sender, receiver, start) = packet::addresses(error);
+                assert_eq!((sender, receiver), (router, family.pod));
+                assert_eq!(
+                    (&error[start..start + 2], &error[start + 4..start + 8]),
+                    (&kind[..], &word.to_be_bytes()[..])
+                );
+                let (source, destination, transport) = packet::addresses(&error[start + 8..]);
+                assert_eq!((source, destination), (family.pod, family.host));
+                assert_eq!(error[start + 8 + transport..][..2], quoted);
+            }
+            assert_eq!(errors[1][errors[1].len() - 2..], [0, 0], "the sequence number of the request");
+            let lost = if report == Report::HopLimit { 0 } else { 2 };
+            assert_eq!(bench.dropped(DropReason::TooBig), lost);
+            assert_eq!((bench.living(), bench.closed()), ((1, 1), Vec::new()));
+        }
+    }
+}
+
+/// The node's own addresses, and those of another family, say nothing to the pod.
+#[test]
+fn an_error_comes_from_a_router_or_from_the_destination() {
+    for family in families() {
+        for reporter in [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0; 16]), family.pod, family.host] {
+            let mut bench = Bench::new(family);
+            let to = bench.host(443);
+            let mapping = bench.open(40_000, to);
+            bench.engine.stack.udp_failed(bench.now, mapping, to, Report::HopLimit, Some(reporter));
+            bench.engine.settle(bench.now);
+            let error = bench.engine.drain().remove(0);
+            assert_eq!(packet::addresses(&error).0, family.host, "{reporter}");
         }
     }
 }

@@ -2,14 +2,60 @@
 
 use std::io;
 use std::mem::{MaybeUninit, size_of, zeroed};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// An error that came back, and the destination of the datagram it is about.
 #[derive(Debug)]
 pub struct QueuedError {
+    /// Port 0 where the socket's protocol has none.
     pub destination: SocketAddr,
     pub error: io::Error,
+    pub origin: Origin,
+    /// With EMSGSIZE the path's MTU, octets.
+    pub info: u32,
+    /// Who sent the ICMP error.
+    pub reporter: Option<IpAddr>,
+    /// The first octets of the datagram's transport header (UDP: of its payload), as far as the error quotes them.
+    pub quoted: Quoted,
+}
+
+/// Where an error was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Here: the datagram was not sent.
+    Local,
+    /// An ICMP message came, of this type and code.
+    Icmp {
+        kind: u8,
+        code: u8,
+    },
+    Icmp6 {
+        kind: u8,
+        code: u8,
+    },
+    /// Something that only the kernel's other queues have (time stamps, say).
+    Other,
+}
+
+impl Origin {
+    /// Time exceeded in transit (RFC 792, RFC 4443 3.3). The errno is that of an unreachable host.
+    pub fn is_hop_limit(self) -> bool {
+        matches!(self, Self::Icmp { kind: 11, code: 0 } | Self::Icmp6 { kind: 3, code: 0 })
+    }
+}
+
+/// At most eight octets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quoted {
+    octets: [u8; 8],
+    length: usize,
+}
+
+impl Quoted {
+    pub fn octets(&self) -> &[u8] {
+        &self.octets[..self.length]
+    }
 }
 
 /// Asks the kernel to keep the errors of this socket's datagrams, each with its destination.
@@ -51,13 +97,17 @@ enum Entry {
 }
 
 fn receive(socket: BorrowedFd<'_>) -> Entry {
-    // The payload of the datagram is of no interest; the kernel cuts it.
+    let mut quoted = Quoted::default();
+    let mut data =
+        libc::iovec { iov_base: quoted.octets.as_mut_ptr().cast(), iov_len: size_of_val(&quoted.octets) };
     let mut control = [MaybeUninit::<u64>::uninit(); 32];
     let mut name = MaybeUninit::<libc::sockaddr_storage>::zeroed();
     // SAFETY: all-zero is a valid msghdr.
     let mut message: libc::msghdr = unsafe { zeroed() };
     message.msg_name = name.as_mut_ptr().cast();
     message.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    message.msg_iov = &raw mut data;
+    message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&control);
     // SAFETY: `message` points to buffers that outlive the call, with their sizes.
@@ -70,33 +120,73 @@ fn receive(socket: BorrowedFd<'_>) -> Entry {
     // SAFETY: it was zeroed, which is a valid value, and the kernel wrote at most its size.
     let name = unsafe { name.assume_init() };
     let destination = socket_address(&name, message.msg_namelen);
+    quoted.length = usize::try_from(received).unwrap_or(0).min(quoted.octets.len());
     match destination.zip(extended_error(&message)) {
-        Some((destination, errno)) => {
-            Entry::Error(QueuedError { destination, error: io::Error::from_raw_os_error(errno) })
-        }
+        Some((destination, extended)) => Entry::Error(QueuedError {
+            destination,
+            error: io::Error::from_raw_os_error(extended.errno as i32),
+            origin: extended.origin,
+            info: extended.info,
+            reporter: extended.offender,
+            quoted,
+        }),
         None => Entry::Nameless,
     }
 }
 
-/// The errno of the first `sock_extended_err` among the control messages.
-fn extended_error(message: &libc::msghdr) -> Option<i32> {
+/// What counts of a `sock_extended_err` (linux/errqueue.h) and of the address behind it.
+#[derive(Debug, PartialEq, Eq)]
+struct Extended {
+    errno: u32,
+    origin: Origin,
+    info: u32,
+    offender: Option<IpAddr>,
+}
+
+/// The first `sock_extended_err` among the control messages.
+fn extended_error(message: &libc::msghdr) -> Option<Extended> {
     // SAFETY: the kernel filled in the control buffer and its length; the macros stay within them.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
     while !header.is_null() {
         // SAFETY: not null, so it points to a whole header within the control buffer.
-        let (level, kind) = unsafe { ((*header).cmsg_level, (*header).cmsg_type) };
+        let (level, kind, length) =
+            unsafe { ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len) };
         let is_error = (level == libc::IPPROTO_IP && kind == libc::IP_RECVERR)
             || (level == libc::IPPROTO_IPV6 && kind == libc::IPV6_RECVERR);
         if is_error {
-            // SAFETY: the kernel puts a sock_extended_err into messages of this kind; it may be unaligned.
-            let error: libc::sock_extended_err =
-                unsafe { libc::CMSG_DATA(header).cast::<libc::sock_extended_err>().read_unaligned() };
-            return Some(error.ee_errno as i32);
+            // SAFETY: it only computes.
+            let head = unsafe { libc::CMSG_LEN(0) } as usize;
+            // SAFETY: a message of the length that the kernel gave it lies within the control buffer, behind its header.
+            let octets =
+                unsafe { std::slice::from_raw_parts(libc::CMSG_DATA(header), length.saturating_sub(head)) };
+            return read_extended(octets);
         }
         // SAFETY: `header` came from this message.
         header = unsafe { libc::CMSG_NXTHDR(message, header) };
     }
     None
+}
+
+fn read_extended(octets: &[u8]) -> Option<Extended> {
+    let (error, offender) = octets.split_first_chunk::<16>()?;
+    let word = |at: usize| u32::from_ne_bytes([error[at], error[at + 1], error[at + 2], error[at + 3]]);
+    let (kind, code) = (error[5], error[6]);
+    let origin = match error[4] {
+        libc::SO_EE_ORIGIN_LOCAL => Origin::Local,
+        libc::SO_EE_ORIGIN_ICMP => Origin::Icmp { kind, code },
+        libc::SO_EE_ORIGIN_ICMP6 => Origin::Icmp6 { kind, code },
+        _ => Origin::Other,
+    };
+    Some(Extended { errno: word(0), origin, info: word(8), offender: read_address(offender) })
+}
+
+/// The address of a `sockaddr_in` or `sockaddr_in6`.
+fn read_address(octets: &[u8]) -> Option<IpAddr> {
+    match i32::from(u16::from_ne_bytes(*octets.first_chunk()?)) {
+        libc::AF_INET => Some(IpAddr::from(*octets.get(4..)?.first_chunk::<4>()?)),
+        libc::AF_INET6 => Some(IpAddr::from(*octets.get(8..)?.first_chunk::<16>()?)),
+        _ => None,
+    }
 }
 
 fn socket_address(storage: &libc::sockaddr_storage, length: libc::socklen_t) -> Option<SocketAddr> {
@@ -144,6 +234,10 @@ mod tests {
             let queued = take(&socket).expect("an error");
             assert_eq!(queued.destination, closed);
             assert_eq!(queued.error.kind(), io::ErrorKind::ConnectionRefused);
+            let origin =
+                if v6 { Origin::Icmp6 { kind: 1, code: 4 } } else { Origin::Icmp { kind: 3, code: 3 } };
+            assert_eq!((queued.origin, queued.reporter), (origin, Some(closed.ip())));
+            assert_eq!(queued.quoted.octets(), b"to the c");
             assert!(take(&socket).is_none());
         }
     }

@@ -23,7 +23,7 @@ use crate::record::{CloseReason, FlowBegin, FlowRecord};
 use crate::tcp::table::Tcp;
 use crate::too_big::TooBig;
 use crate::udp::{MappingId, Udp};
-use crate::view::{self, Packet, Transport};
+use crate::view::{self, IpFields, Packet, Transport};
 use crate::vnet;
 
 pub use inspect::LiveFlow;
@@ -166,6 +166,7 @@ pub enum Input {
         destination: SocketAddr,
         payload: Range<usize>,
         segment: u16,
+        fields: IpFields,
     },
     /// Send an echo request.
     Echo {
@@ -173,7 +174,25 @@ pub enum Input {
         destination: IpAddr,
         sequence: u16,
         payload: Range<usize>,
+        fields: IpFields,
     },
+}
+
+/// What the outside answered to a datagram or an echo request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// It does not get there; its flow ends.
+    Failed(DialFailure),
+    /// It is too large for the path, and asks not to be cut. `mtu`: the largest packet that passes, octets.
+    TooBig { mtu: u32 },
+    /// It was under way for too many hops.
+    HopLimit,
+}
+
+impl From<DialFailure> for Report {
+    fn from(failure: DialFailure) -> Self {
+        Self::Failed(failure)
+    }
 }
 
 /// A packet for the TUN in two parts: virtio, IP and transport headers, and the payload.
@@ -246,7 +265,10 @@ impl Stack {
                     return Ok(Input::Done);
                 };
                 buffer.fill(&whole);
-                Packet::parse(buffer.bytes())?
+                let mut packet = Packet::parse(buffer.bytes())?;
+                // What its sender has cut may be cut again.
+                packet.fields.dont_fragment = false;
+                packet
             }
             Err(reason) => return Err(reason),
         };
@@ -378,9 +400,17 @@ impl Stack {
         Some(&self.current)
     }
 
-    /// The outside answered a datagram of the mapping to `to` with an error.
-    pub fn udp_failed(&mut self, now: Instant, mapping: MappingId, to: SocketAddr, failure: DialFailure) {
-        self.udp.failed(&mut self.shared, now, mapping, to, failure);
+    /// The outside answered a datagram of the mapping to `to` with an error, or it could not be sent. `reporter`: the router
+    /// that said so; the pod sees it as the error's sender.
+    pub fn udp_failed(
+        &mut self,
+        now: Instant,
+        mapping: MappingId,
+        to: SocketAddr,
+        report: impl Into<Report>,
+        reporter: Option<IpAddr>,
+    ) {
+        self.udp.failed(&mut self.shared, now, mapping, to, (report.into(), reporter));
     }
 
     /// The socket of a mapping could not be had.
@@ -389,13 +419,29 @@ impl Stack {
         self.udp.close(&mut self.shared, now, mapping, CloseReason::Limit);
     }
 
-    pub fn echo_reply(&mut self, now: Instant, echo: EchoId, sequence: u16, payload: &[u8]) {
-        self.echo.reply(&mut self.shared, now, echo, sequence, payload);
+    /// `hop_limit`: what was left of it when the reply came; `None`: not known.
+    pub fn echo_reply(
+        &mut self,
+        now: Instant,
+        echo: EchoId,
+        sequence: u16,
+        hop_limit: Option<u8>,
+        payload: &[u8],
+    ) {
+        self.echo.reply(&mut self.shared, now, echo, sequence, hop_limit, payload);
     }
 
-    /// The socket of an echo flow could not be had, or sending on it failed.
-    pub fn echo_failed(&mut self, now: Instant, echo: EchoId, failure: DialFailure) {
-        self.echo.failed(&mut self.shared, now, echo, failure);
+    /// The socket of an echo flow could not be had, sending on it failed, or the outside answered with an error: to the
+    /// request of this `sequence`, or to the last one. `reporter`: as in [`Stack::udp_failed`].
+    pub fn echo_failed(
+        &mut self,
+        now: Instant,
+        echo: EchoId,
+        sequence: Option<u16>,
+        report: impl Into<Report>,
+        reporter: Option<IpAddr>,
+    ) {
+        self.echo.failed(&mut self.shared, now, echo, sequence, (report.into(), reporter));
     }
 
     /// From now on, these resolvers' answers bind names; those of others do no more.
@@ -454,6 +500,15 @@ impl Stack {
 
     fn count_lost_fragments(&mut self) {
         self.shared.counters.drop_many(DropReason::Fragment, self.reassembly.take_lost());
+    }
+}
+
+/// The error for what the outside answered; `None`: the pod is told nothing.
+pub(crate) fn error_for(report: Report) -> Option<icmp::Message> {
+    match report {
+        Report::Failed(failure) => unreachable_for(failure).map(icmp::Message::Unreachable),
+        Report::TooBig { mtu } => Some(icmp::Message::TooBig { mtu }),
+        Report::HopLimit => Some(icmp::Message::HopLimit),
     }
 }
 
