@@ -20,6 +20,8 @@ use crate::server::{CHUNK, DOWNLOAD, ECHO, UPLOAD, count_port, idle_port, short_
 
 /// Slow start and the pools' first growth are over by then.
 const WARM_UP: Duration = Duration::from_millis(200);
+/// For what fills the buffers of both kernels when an upload ends, over the worst of links.
+const DRAIN: Duration = Duration::from_mins(2);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Direction {
@@ -116,6 +118,7 @@ fn upload(mut stream: TcpStream, pattern: &Pattern, moved: &AtomicU64, stop: &At
         moved.fetch_add(count as u64, Ordering::Relaxed);
     }
     stream.shutdown(Shutdown::Write)?;
+    stream.set_read_timeout(Some(DRAIN))?;
     let mut arrived = [0; 8];
     stream.read_exact(&mut arrived)?;
     let arrived = u64::from_be_bytes(arrived);
