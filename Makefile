@@ -1,11 +1,12 @@
 # Every target does its own set-up (scripts/setup.sh says what it installs). `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test e2e bench bench-peers bench-programs soak lint fuzz clean setup-%
+.PHONY: help build demo test e2e bench bench-peers bench-programs soak sanitize lint fuzz clean setup-%
 
 CARGO ?= cargo
 HOST_TARGET := x86_64-unknown-linux-gnu
 FUZZ_SECONDS ?= 60
 SOAK_MINUTES ?= 30
+SANITIZERS ?= address thread
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 help: ## List the targets
@@ -35,6 +36,9 @@ e2e: setup-e2e ## Run the plugin under cnitool, containerd and runc, and two min
 soak: setup-test bench-programs ## Mixed traffic with pods coming and going for SOAK_MINUTES (30): nothing grows, no octet is wrong (as root)
 	TUNPROXY_BIN_DIR=$(TARGET)/release TUNPROXY_SOAK_MINUTES=$(SOAK_MINUTES) $(CARGO) test --package tunproxy-e2e \
 		--test soak -- --ignored --nocapture
+
+sanitize: setup-sanitize ## Unit tests and a real agent under AddressSanitizer and ThreadSanitizer (nightly; as root)
+	scripts/sanitize.sh $(SANITIZERS)
 
 bench: setup-bench bench-programs ## Measure the routed path and ours in the same run; table, and JSON in target/bench.json (as root)
 	@TUNPROXY_BIN_DIR=$(TARGET)/release $(TARGET)/release/tunproxy-bench run --json $(TARGET)/bench.json $(BENCH_ARGS)

@@ -2,7 +2,7 @@
 # Installs what the given groups need and is missing, saying what. Idempotent; changes nothing when all is there.
 # Without root it prints the command to run and exits 1.
 #
-#   scripts/setup.sh [test] [e2e] [bench] [peers] [lint] [fuzz]      (default: test)
+#   scripts/setup.sh [test] [e2e] [bench] [peers] [lint] [fuzz] [sanitize]      (default: test)
 set -eu
 
 cargo_deny_version=0.20.2
@@ -81,6 +81,13 @@ rust() {
     # With rustup this fetches the toolchain that rust-toolchain.toml names, once.
     (cd "$root" && cargo --version >/dev/null) || fail "the toolchain of rust-toolchain.toml cannot be installed"
     command -v cc >/dev/null 2>&1 || packages "gcc:cc libc6-dev:/usr/include/stdio.h"
+}
+
+nightly() {
+    rustup run nightly cargo --version >/dev/null 2>&1 || {
+        say "installing the nightly toolchain (the sanitizers need it)"
+        rustup toolchain install nightly --profile minimal
+    }
 }
 
 # libFuzzer, which the fuzz targets link, is C++.
@@ -166,13 +173,19 @@ group() {
     fuzz)
         rust
         cxx_compiler
-        rustup run nightly cargo --version >/dev/null 2>&1 || {
-            say "installing the nightly toolchain (the sanitizers need it)"
-            rustup toolchain install nightly --profile minimal
-        }
+        nightly
         cargo_tool fuzz "$cargo_fuzz_version"
         ;;
-    *) fail "unknown group '$1'; groups: test e2e bench peers lint fuzz" ;;
+    sanitize)
+        group test
+        nightly
+        # The standard library is built with the sanitizer too: what it does for us would be unseen otherwise.
+        [ -e "$(rustc +nightly --print sysroot)/lib/rustlib/src/rust" ] || {
+            say "adding the standard library's source to the nightly toolchain"
+            rustup component add rust-src --toolchain nightly
+        }
+        ;;
+    *) fail "unknown group '$1'; groups: test e2e bench peers lint fuzz sanitize" ;;
     esac
 }
 
