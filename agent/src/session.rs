@@ -139,7 +139,7 @@ impl Session {
 fn reload(governed: &Governed, upstreams: Arc<Upstreams>, workers: Arc<Workers>) -> Reload {
     let (policies, workload) = (governed.policies.clone(), governed.workload.clone());
     Reload::new(governed.policies.clone(), upstreams, move || {
-        workers.set_rules(ID, policies.rules_for(&workload));
+        workers.set_rules(ID, &policies.rules_for(&workload));
     })
 }
 

@@ -18,7 +18,7 @@ use crate::flowlog::Recorder;
 use crate::logging;
 use crate::policies::Trigger;
 use crate::session::{Governed, Session, Wire, open_log};
-use crate::worker::FlowSink;
+use crate::worker::{FlowSink, MAX_SHARDS};
 
 const MTU: u16 = 1500;
 /// Of the range for benchmarks (RFC 2544), which nobody routes, and of this program's ULA prefix.
@@ -147,7 +147,7 @@ fn mtu_here(name: &str) -> anyhow::Result<u16> {
 
 /// One for each core: the kernel spreads flows over them.
 fn queues() -> u16 {
-    std::thread::available_parallelism().map_or(1, |cores| u16::try_from(cores.get()).unwrap_or(8).min(8))
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_SHARDS) as u16)
 }
 
 async fn wait_for_stop(session: &Session) -> anyhow::Result<()> {

@@ -29,7 +29,7 @@ use crate::flowlog::{FlowLog, Output, Recorder};
 use crate::logging;
 use crate::policies::{DocumentWatch, Policies, Reload, Trigger, follow};
 use crate::upstream::Upstreams;
-use crate::worker::{Dialer, FlowSink, Workers, WorkersConfig, raise_descriptor_limit};
+use crate::worker::{Dialer, FlowSink, MAX_SHARDS, Workers, WorkersConfig, raise_descriptor_limit};
 use pods::{PodSettings, Pods};
 use readiness::ServiceManager;
 use store::Store;
@@ -40,8 +40,6 @@ const SWEEP: Duration = Duration::from_secs(30);
 const DRAIN: Duration = Duration::from_secs(10);
 /// Control only: the data has threads of its own.
 const CONTROL_THREADS: usize = 2;
-/// Most descriptors of an Attach are the queues; one is the namespace.
-const MAX_QUEUES: u16 = 8;
 
 /// Runs until a signal stops it.
 pub fn run(args: &ServeArgs, no_color: bool) -> anyhow::Result<ExitCode> {
@@ -265,7 +263,7 @@ fn workers_config(config: &Config) -> WorkersConfig {
 fn pod_settings(config: &Config) -> PodSettings {
     PodSettings {
         networks: config.networks.clone(),
-        queues: u16::try_from(config.workers.get()).unwrap_or(u16::MAX).min(MAX_QUEUES),
+        queues: config.workers.get().min(MAX_SHARDS) as u16,
         limit: config.limits.pods,
     }
 }

@@ -170,7 +170,7 @@ impl Pods {
         let table = self.lock();
         for pod in table.pods.values() {
             if let State::Served(id) = pod.state {
-                self.workers.set_rules(id, self.policies.rules_for(&pod.workload));
+                self.workers.set_rules(id, &self.policies.rules_for(&pod.workload));
             }
         }
     }

@@ -10,10 +10,9 @@ use slab::Slab;
 use tunproxy_datapath::{Account, Instant, PacketBuf, Pool};
 
 use super::datagram_run::DatagramRun;
-use super::descriptors::Descriptors;
 use super::pod::{Env, Pod};
 use super::token::{WAKER, unpack};
-use super::{Command, Dialer, FlowSink, Handle, PodConfig, PodId, WorkersConfig, clock};
+use super::{Command, Dialer, FlowSink, Handle, PodId, ShardConfig, WorkersConfig, clock};
 
 const EVENTS: usize = 256;
 
@@ -33,7 +32,6 @@ pub(super) struct EventLoop {
     buffer: PacketBuf,
     run: DatagramRun,
     config: WorkersConfig,
-    descriptors: Arc<Descriptors>,
     dialer: Arc<dyn Dialer>,
     sink: Arc<dyn FlowSink>,
 }
@@ -41,7 +39,6 @@ pub(super) struct EventLoop {
 impl EventLoop {
     pub(super) fn new(
         config: &WorkersConfig,
-        descriptors: &Arc<Descriptors>,
         commands: Receiver<Command>,
         dialer: Arc<dyn Dialer>,
         sink: Arc<dyn FlowSink>,
@@ -62,7 +59,6 @@ impl EventLoop {
             buffer,
             run: DatagramRun::new(),
             config: config.clone(),
-            descriptors: descriptors.clone(),
             dialer,
             sink,
         };
@@ -224,6 +220,9 @@ impl EventLoop {
                 Command::Snapshot(answer) => {
                     let _ = answer.send(self.pods.iter().map(|(_, pod)| pod.snapshot()).collect());
                 }
+                Command::Handover(id, packet, _place) => {
+                    self.with_pod_by_id(own, now, id, |pod, env, _| pod.handle_handover(env, packet));
+                }
                 Command::Dialed(dialed) => {
                     self.with_pod_by_id(own, now, dialed.pod, |pod, env, _| pod.dialed(env, dialed));
                 }
@@ -252,11 +251,11 @@ impl EventLoop {
         }
     }
 
-    fn attach(&mut self, config: PodConfig) -> io::Result<()> {
+    fn attach(&mut self, config: ShardConfig) -> io::Result<()> {
         let id = config.id;
         let entry = self.pods.vacant_entry();
         let index = entry.key();
-        entry.insert(Pod::new(index, config, &self.config, self.descriptors.share(), self.poll.registry())?);
+        entry.insert(Pod::new(index, config, self.poll.registry())?);
         self.by_id.insert(id, index);
         // Packets may wait in the TUN already.
         self.enqueue(index);

@@ -8,8 +8,10 @@ mod clock;
 mod datagram_run;
 mod descriptors;
 mod event_loop;
+mod handover;
 mod icmp_io;
 mod pod;
+mod queues;
 mod socket;
 mod tap;
 mod tcp_io;
@@ -18,29 +20,35 @@ mod tun_io;
 mod turn;
 mod udp_io;
 
-use std::collections::HashSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 use std::{fmt, io};
 
 use mio::Waker;
 use tunproxy_datapath::{
-    Counters, DialFailure, DnsAlias, FlowBegin, FlowId, FlowRecord, Limits, Target, UpstreamFailure,
+    Counters, DialFailure, DnsAlias, FlowBegin, FlowId, FlowRecord, Limits, PacketBuf, Stack, StackConfig,
+    Target, UpstreamFailure,
 };
 use tunproxy_policy::{Permit, UpstreamRef, Workload, WorkloadPolicy};
 
 pub use descriptors::raise_descriptor_limit;
-use descriptors::{Descriptors, Lease};
+use descriptors::{Descriptors, Lease, Share};
 use event_loop::EventLoop;
+use handover::{Siblings, Waiting};
+use queues::Spreading;
 pub use tap::Probe;
+
+/// Workers that serve one pod, and queues that its TUN should have: more of them cost descriptors and win little.
+pub const MAX_SHARDS: usize = 8;
 
 #[derive(Clone, Debug)]
 pub struct WorkersConfig {
-    /// Threads; each pod belongs to one.
+    /// Threads; each serves a part of a pod's flows (see [`MAX_SHARDS`]).
     pub workers: usize,
     pub limits: Limits,
     /// Tell the sink of flows when they begin too.
@@ -177,14 +185,27 @@ struct Dialed {
     lease: Lease,
 }
 
+/// A worker's part of a pod.
+struct ShardConfig {
+    id: PodId,
+    workload: Arc<Workload>,
+    stack: Stack,
+    queues: Vec<OwnedFd>,
+    vnet_header: bool,
+    descriptors: Arc<Share>,
+    siblings: Arc<Siblings>,
+}
+
 enum Command {
-    Attach(Box<PodConfig>, Sender<io::Result<()>>),
+    Attach(Box<ShardConfig>, Sender<io::Result<()>>),
     Detach(PodId, Sender<()>),
     ReplaceQueues(PodId, Vec<OwnedFd>, Sender<io::Result<()>>),
     SetRules(PodId, Box<PodRules>),
     Snapshot(Sender<Vec<PodSnapshot>>),
     Dialed(Dialed),
     Capture(PodId, Box<Probe>, Sender<()>),
+    /// A packet that another worker has read.
+    Handover(PodId, PacketBuf, Waiting),
     Stop,
 }
 
@@ -223,7 +244,9 @@ impl Handle {
 pub struct Workers {
     handles: Vec<Handle>,
     threads: Vec<JoinHandle<()>>,
-    next: AtomicUsize,
+    config: WorkersConfig,
+    descriptors: Arc<Descriptors>,
+    spreading: Spreading,
 }
 
 impl Workers {
@@ -232,13 +255,17 @@ impl Workers {
         dialer: &Arc<dyn Dialer>,
         sink: &Arc<dyn FlowSink>,
     ) -> io::Result<Self> {
-        let mut workers = Self { handles: Vec::new(), threads: Vec::new(), next: AtomicUsize::new(0) };
         let count = config.workers.max(1);
-        let descriptors = Descriptors::new();
+        let mut workers = Self {
+            handles: Vec::new(),
+            threads: Vec::new(),
+            config: config.clone(),
+            descriptors: Descriptors::new(),
+            spreading: Spreading::start(count),
+        };
         for number in 0..count {
             let (commands, receiver) = mpsc::channel();
-            let (event_loop, waker) =
-                EventLoop::new(config, &descriptors, receiver, dialer.clone(), sink.clone())?;
+            let (event_loop, waker) = EventLoop::new(config, receiver, dialer.clone(), sink.clone())?;
             let handle = Handle { commands, waker: Arc::new(waker) };
             let own = handle.clone();
             let name = format!("worker-{number}");
@@ -252,39 +279,88 @@ impl Workers {
         Ok(workers)
     }
 
-    fn worker_of(&self, pod: PodId) -> &Handle {
-        &self.handles[(pod.0 % self.handles.len() as u64) as usize]
+    /// The workers that serve a pod, one for each shard.
+    fn shards_of(&self, pod: PodId) -> impl Iterator<Item = &Handle> {
+        let count = self.handles.len();
+        // The first has all but TCP: every worker is the first of some pods.
+        let first = (pod.0 % count as u64) as usize;
+        self.handles.iter().cycle().skip(first).take(count.min(MAX_SHARDS))
     }
 
     /// Puts a pod's TUN into service.
     pub fn attach(&self, pod: PodConfig) -> io::Result<()> {
-        self.next.fetch_add(1, Ordering::Relaxed);
-        let (answer, wait) = mpsc::channel();
-        self.worker_of(pod.id).send(Command::Attach(Box::new(pod), answer));
-        wait.recv().map_err(|_| io::Error::other("the worker has ended"))?
+        let handles: Vec<Handle> = self.shards_of(pod.id).cloned().collect();
+        let id = pod.id;
+        let queues = self.spreading.deal(pod.queues, handles.len())?;
+        let descriptors = self.descriptors.share();
+        let mut seed = [0; 16];
+        rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
+        let PodRules { policy, resolvers, direct } = pod.rules;
+        let stack = StackConfig {
+            addresses: pod.addresses,
+            mtu: pod.mtu,
+            offload: pod.vnet_header,
+            limits: self.config.limits.clone(),
+            record_begin: self.config.record_begin,
+            resolvers,
+            dns_alias: pod.dns_alias,
+            policy,
+            direct,
+            seed,
+        };
+        let stacks = Stack::shards(&stack, handles.len());
+        let siblings = Arc::new(Siblings::new(handles.clone()));
+        let shard = |(queues, stack)| ShardConfig {
+            id,
+            workload: pod.workload.clone(),
+            stack,
+            queues,
+            vnet_header: pod.vnet_header,
+            descriptors: descriptors.clone(),
+            siblings: siblings.clone(),
+        };
+        let shards = queues.into_iter().zip(stacks).map(shard);
+        let commands = shards.map(|shard| move |answer| Command::Attach(Box::new(shard), answer));
+        let attached: io::Result<()> = ask_each(&handles, commands).into_iter().collect();
+        if attached.is_err() {
+            self.detach(id);
+        }
+        attached
     }
 
     /// Ends a pod's flows and closes its TUN. Returns when that is done.
     pub fn detach(&self, pod: PodId) {
-        let (answer, wait) = mpsc::channel();
-        self.worker_of(pod).send(Command::Detach(pod, answer));
-        let _ = wait.recv();
+        let waits: Vec<_> = self
+            .shards_of(pod)
+            .map(|handle| {
+                let (answer, wait) = mpsc::channel();
+                handle.send(Command::Detach(pod, answer));
+                wait
+            })
+            .collect();
+        for wait in waits {
+            let _ = wait.recv();
+        }
     }
 
     /// Serves the pod's TUN through other queues of it; the flows go on. What waits in the old ones is lost, as in a queue
-    /// that overflows. On an error the old ones stay.
+    /// that overflows. On an error some of the old ones may stay.
     pub fn replace_queues(&self, pod: PodId, queues: Vec<OwnedFd>) -> io::Result<()> {
-        let (answer, wait) = mpsc::channel();
-        self.worker_of(pod).send(Command::ReplaceQueues(pod, queues, answer));
-        wait.recv().map_err(|_| io::Error::other("the worker has ended"))?
+        let handles: Vec<Handle> = self.shards_of(pod).cloned().collect();
+        let queues = self.spreading.deal(queues, handles.len())?;
+        let commands =
+            queues.into_iter().map(|queues| move |answer| Command::ReplaceQueues(pod, queues, answer));
+        ask_each(&handles, commands).into_iter().collect()
     }
 
     /// Puts other rules in force; what is no longer allowed is reset.
-    pub fn set_rules(&self, pod: PodId, rules: PodRules) {
-        self.worker_of(pod).send(Command::SetRules(pod, Box::new(rules)));
+    pub fn set_rules(&self, pod: PodId, rules: &PodRules) {
+        for handle in self.shards_of(pod) {
+            handle.send(Command::SetRules(pod, Box::new(rules.clone())));
+        }
     }
 
-    /// The counters of every pod.
+    /// The counters of every pod, those of its shards together.
     pub fn snapshot(&self) -> Vec<PodSnapshot> {
         let ask = |handle: &Handle| {
             let (answer, wait) = mpsc::channel();
@@ -292,7 +368,17 @@ impl Workers {
             wait
         };
         let waits: Vec<_> = self.handles.iter().map(ask).collect();
-        waits.into_iter().flat_map(|wait| wait.recv().unwrap_or_default()).collect()
+        let mut pods: BTreeMap<PodId, PodSnapshot> = BTreeMap::new();
+        for shard in waits.into_iter().flat_map(|wait| wait.recv().unwrap_or_default()) {
+            match pods.entry(shard.id) {
+                Entry::Vacant(entry) => drop(entry.insert(shard)),
+                Entry::Occupied(mut entry) => {
+                    entry.get_mut().flows += shard.flows;
+                    entry.get_mut().counters.add(&shard.counters);
+                }
+            }
+        }
+        pods.into_values().collect()
     }
 
     /// Has every worker that serves the pod capture its packets until nobody reads from the probe's channel. Returns when
@@ -324,6 +410,21 @@ impl Workers {
             }
         }
     }
+}
+
+/// Gives each worker its command, then waits for all of them.
+fn ask_each<C: FnOnce(Sender<io::Result<()>>) -> Command>(
+    handles: &[Handle],
+    commands: impl Iterator<Item = C>,
+) -> Vec<io::Result<()>> {
+    let ask = |(handle, command): (&Handle, C)| {
+        let (answer, wait) = mpsc::channel();
+        handle.send(command(answer));
+        wait
+    };
+    let waits: Vec<_> = handles.iter().zip(commands).map(ask).collect();
+    let ended = |_| io::Error::other("the worker has ended");
+    waits.into_iter().map(|wait| wait.recv().map_err(ended)?).collect()
 }
 
 impl Drop for Workers {

@@ -1,4 +1,4 @@
-//! One pod in a worker: its stack, its TUN and its sockets.
+//! One pod in a worker, or the part of it that the worker serves: its stack, its TUN and its sockets.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -8,13 +8,12 @@ use std::{io, mem};
 use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
-use tunproxy_datapath::{
-    Account, Action, Cx, Input, Instant, MappingId, PacketBuf, Pool, Stack, StackConfig, vnet,
-};
+use tunproxy_datapath::{Account, Action, Cx, Input, Instant, MappingId, PacketBuf, Pool, Stack, vnet};
 use tunproxy_policy::Workload;
 
 use super::datagram_run::{DatagramRun, Sending};
 use super::descriptors::Share;
+use super::handover::Siblings;
 use super::icmp_io::EchoSocket;
 use super::tap::Taps;
 use super::tcp_io::FlowSocket;
@@ -22,7 +21,7 @@ use super::token::{Generation, Source, pack};
 use super::tun_io::Queue;
 use super::turn::{Complaints, Ready, Turn};
 use super::udp_io::UdpSocket;
-use super::{Dialed, Dialer, FlowSink, Handle, PodConfig, PodId, PodRules, PodSnapshot, WorkersConfig};
+use super::{Dialed, Dialer, FlowSink, Handle, PodId, PodRules, PodSnapshot, ShardConfig};
 use crate::pcap::Direction;
 
 /// What a pod's work needs of its worker.
@@ -62,6 +61,7 @@ pub(super) struct Pod {
     pub(super) armed: Option<Instant>,
     workload: Arc<Workload>,
     pub(super) descriptors: Arc<Share>,
+    siblings: Arc<Siblings>,
     /// What its flows hold of the worker's pool.
     pub(super) account: Account,
     pub(super) complaints: Complaints,
@@ -70,32 +70,11 @@ pub(super) struct Pod {
 }
 
 impl Pod {
-    pub(super) fn new(
-        index: usize,
-        config: PodConfig,
-        shared: &WorkersConfig,
-        descriptors: Arc<Share>,
-        registry: &Registry,
-    ) -> io::Result<Self> {
-        let mut seed = [0; 16];
-        rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
-        let PodRules { policy, resolvers, direct } = config.rules;
-        let stack = Stack::new(StackConfig {
-            addresses: config.addresses,
-            mtu: config.mtu,
-            offload: config.vnet_header,
-            limits: shared.limits.clone(),
-            record_begin: shared.record_begin,
-            resolvers,
-            dns_alias: config.dns_alias,
-            policy,
-            direct,
-            seed,
-        });
+    pub(super) fn new(index: usize, config: ShardConfig, registry: &Registry) -> io::Result<Self> {
         Ok(Self {
             index,
             id: config.id,
-            stack,
+            stack: config.stack,
             queues: open_queues(registry, index, config.queues, config.vnet_header)?,
             vnet_header: config.vnet_header,
             flows: Vec::new(),
@@ -105,7 +84,8 @@ impl Pod {
             queued: false,
             armed: None,
             workload: config.workload,
-            descriptors,
+            descriptors: config.descriptors,
+            siblings: config.siblings,
             account: Account::default(),
             complaints: Complaints::default(),
             taps: Taps::default(),
@@ -177,32 +157,57 @@ impl Pod {
             more = self.queues[number].read(buffer);
             if more {
                 turn.spend(buffer.len);
-                if self.taps.is_empty() {
-                    self.handle_packet(env, buffer);
-                } else {
-                    self.handle_watched(env, buffer);
-                }
+                self.handle_packet(env, buffer, false);
             }
         }
         self.send_run(env);
         more
     }
 
+    /// Gives a packet to the stack; `handed_over`: another worker has read it, and counted.
+    fn handle_packet(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf, handed_over: bool) {
+        if self.taps.is_empty() {
+            let input = self.ask_stack(env, buffer, handed_over);
+            self.handle_input(env, buffer, input);
+        } else {
+            self.handle_watched(env, buffer, handed_over);
+        }
+    }
+
+    fn ask_stack(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf, handed_over: bool) -> Input {
+        if handed_over {
+            self.stack.handle_handover(&mut env.cx(), buffer)
+        } else {
+            self.stack.handle_packet(&mut env.cx(), buffer)
+        }
+    }
+
     /// [`handle_packet`](Self::handle_packet) under the eyes of a capture.
-    fn handle_watched(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf) {
+    fn handle_watched(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf, handed_over: bool) {
         let before = self.stack.counters().clone();
         let held =
             self.taps.hold(Direction::Outbound, [buffer.bytes().get(vnet::LEN..).unwrap_or_default(), &[]]);
-        self.handle_packet(env, buffer);
-        if let Some(held) = held {
+        let input = self.ask_stack(env, buffer, handed_over);
+        // What becomes of it, another worker knows, and captures it.
+        let elsewhere = matches!(input, Input::Elsewhere { .. });
+        self.handle_input(env, buffer, input);
+        if let Some(held) = held.filter(|_| !elsewhere) {
             self.taps.give(&held, &self.stack, env.now, Some(&before));
         }
     }
 
-    fn handle_packet(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf) {
-        match self.stack.handle_packet(&mut env.cx(), buffer) {
+    /// Takes a packet that another worker has read.
+    pub(super) fn handle_handover(&mut self, env: &mut Env<'_>, mut packet: PacketBuf) {
+        self.handle_packet(env, &mut packet, true);
+        self.send_run(env);
+        env.pool.give(packet);
+    }
+
+    fn handle_input(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf, input: Input) {
+        match input {
             // A datagram waits for more of its kind only, not for other packets.
             Input::Done => self.send_run(env),
+            Input::Elsewhere { shard } => self.hand_over(env, shard, buffer),
             Input::Datagram { mapping, destination: to, payload, segment, fields } => {
                 let sending = Sending { mapping, to, fields };
                 let datagrams = &buffer.bytes()[payload];
@@ -223,6 +228,16 @@ impl Pod {
                 self.act(env);
                 self.send_echo(env.now, (echo, fields), destination, sequence, &buffer.bytes()[payload]);
             }
+        }
+    }
+
+    fn hand_over(&mut self, env: &mut Env<'_>, shard: usize, buffer: &mut PacketBuf) {
+        match self.siblings.place() {
+            Some(place) => {
+                let packet = mem::replace(buffer, env.pool.take());
+                self.siblings.hand_over(self.id, shard, packet, place);
+            }
+            None => self.stack.handover_failed(),
         }
     }
 

@@ -1,13 +1,13 @@
-//! One pod in a worker whose TUN is a socket pair: what a turn is, and what becomes of a dial that is given up.
+//! Pods whose TUN is a socket pair: what a turn is, what becomes of a dial that is given up, and which worker gets what.
 
 use std::net::SocketAddr;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 
 use mio::Poll;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
-use tunproxy_datapath::{Instant, PacketBuf, Pool, vnet};
+use tunproxy_datapath::{DropReason, Instant, PacketBuf, Pool, vnet};
 use tunproxy_policy::model::Policies;
 use tunproxy_policy::{NodeDefault, NodeSettings, PolicySet};
 use tunproxy_testkit::packet;
@@ -59,16 +59,14 @@ impl Bench {
         let (sender, commands) = mpsc::channel();
         let worker =
             Handle { commands: sender, waker: Arc::new(Waker::new(poll.registry(), WAKER).unwrap()) };
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let (wire, tun) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        let (wire, tun) = wire();
         let mut pool = Pool::new(64 << 20);
         let buffer = pool.take();
         let silent = Arc::new(Silent::default());
         let dialer = silent.clone();
         let descriptors = Descriptors::of(4_096);
-        let config = WorkersConfig { workers: 1, limits: Limits::default(), record_begin: false, mark: None };
-        let share = descriptors.share();
-        let pod = Pod::new(0, pod_config(tun), &config, share, poll.registry()).unwrap();
+        let shard = shard_config(tun, descriptors.share());
+        let pod = Pod::new(0, shard, poll.registry()).unwrap();
         let sink = Arc::new(Deaf);
         let run = DatagramRun::new();
         (Self { poll, pool, buffer, run, commands, worker, silent, dialer, sink, descriptors, wire }, pod)
@@ -93,26 +91,52 @@ impl Bench {
     }
 
     fn inject(&self, ip: &[u8]) {
-        let packet = [&[0; vnet::LEN], ip].concat();
-        assert_eq!(send(&self.wire, &packet, SendFlags::empty()).unwrap(), packet.len());
+        inject(&self.wire, ip);
     }
 }
 
+/// The pod's end of a queue, and the agent's.
+fn wire() -> (OwnedFd, OwnedFd) {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
+}
+
+fn inject(wire: &OwnedFd, ip: &[u8]) {
+    let packet = [&[0; vnet::LEN], ip].concat();
+    assert_eq!(send(wire, &packet, SendFlags::empty()).unwrap(), packet.len());
+}
+
 /// Everything is allowed, through an upstream that only the dialer reaches.
-fn pod_config(tun: OwnedFd) -> PodConfig {
+fn rules(workload: &Workload) -> PodRules {
     let upstream = UpstreamRef("office".into());
     let settings = NodeSettings { default: NodeDefault::Allow, upstream, resolvers: Vec::new() };
+    let policy = Arc::new(PolicySet::compile(&Policies::default(), settings).for_workload(workload));
+    PodRules { policy, resolvers: Arc::from([]), direct: Arc::default() }
+}
+
+fn shard_config(tun: OwnedFd, descriptors: Arc<Share>) -> ShardConfig {
     let workload = Arc::new(Workload::default());
-    let policy = Arc::new(PolicySet::compile(&Policies::default(), settings).for_workload(&workload));
-    PodConfig {
-        id: PodId(1),
-        workload,
-        queues: vec![tun],
-        vnet_header: true,
+    let PodRules { policy, resolvers, direct } = rules(&workload);
+    let stack = Stack::new(StackConfig {
         addresses: Vec::new(),
         mtu: 1_500,
-        rules: PodRules { policy, resolvers: Arc::from([]), direct: Arc::default() },
+        offload: true,
+        limits: Limits::default(),
+        record_begin: false,
+        resolvers,
         dns_alias: None,
+        policy,
+        direct,
+        seed: [7; 16],
+    });
+    ShardConfig {
+        id: PodId(1),
+        workload,
+        stack,
+        queues: vec![tun],
+        vnet_header: true,
+        descriptors,
+        siblings: Arc::new(Siblings::new(Vec::new())),
     }
 }
 
@@ -158,4 +182,90 @@ fn a_dial_that_is_given_up_keeps_its_place_until_its_socket_is_gone() {
     let Ok(Command::Dialed(dialed)) = bench.commands.try_recv() else { panic!("no word of the dial") };
     drop(dialed);
     assert_eq!(bench.descriptors.used(), 0);
+}
+
+/// Workers that serve one pod, whose TUN has a queue for each.
+struct Shards {
+    workers: Workers,
+    silent: Arc<Silent>,
+    wires: Vec<OwnedFd>,
+}
+
+impl Shards {
+    fn start(workers: usize, limits: Limits) -> Self {
+        let silent = Arc::new(Silent::default());
+        let dialer: Arc<dyn Dialer> = silent.clone();
+        let sink: Arc<dyn FlowSink> = Arc::new(Deaf);
+        let config = WorkersConfig { workers, limits, record_begin: false, mark: None };
+        let workers = Workers::start(&config, &dialer, &sink).unwrap();
+        let (wires, queues) = (0..workers.handles.len()).map(|_| wire()).unzip();
+        let workload = Arc::new(Workload::default());
+        let pod = PodConfig {
+            id: PodId(1),
+            rules: rules(&workload),
+            workload,
+            queues,
+            vnet_header: true,
+            addresses: Vec::new(),
+            mtu: 1_500,
+            dns_alias: None,
+        };
+        workers.attach(pod).unwrap();
+        Self { workers, silent, wires }
+    }
+
+    /// Waits, as long as a minute, until the pod's counters and flows are as wanted.
+    fn wait(&self, wanted: impl Fn(&PodSnapshot) -> bool) -> PodSnapshot {
+        let end = std::time::Instant::now() + std::time::Duration::from_mins(1);
+        loop {
+            // Asking is a round through both workers: no busy wait.
+            let pods = self.workers.snapshot();
+            let [pod] = &pods[..] else { panic!("{} pods", pods.len()) };
+            if wanted(pod) {
+                return pod.clone();
+            }
+            assert!(std::time::Instant::now() < end, "{pod:?}");
+        }
+    }
+}
+
+#[test]
+fn a_packet_on_any_queue_gets_to_its_flow() {
+    let shards = Shards::start(2, Limits::default());
+    let from = |port| SocketAddr::new(pod_end().ip(), port);
+    for port in 40_000..40_064 {
+        // On one queue, then again on the other: the second joins the first, whoever reads it.
+        for wire in &shards.wires {
+            inject(wire, &packet::Tcp::syn(from(port), web(), 1, 1_460).build());
+        }
+    }
+    let pod = shards.wait(|pod| pod.counters.packets_in == 128 && pod.flows == 64);
+    assert_eq!(shards.silent.dials.lock().unwrap().len(), 64);
+    assert_eq!(pod.counters.drops().count(), 0, "{pod:?}");
+    // Both serve some of them.
+    let flows: Vec<usize> = shards
+        .workers
+        .handles
+        .iter()
+        .map(|handle| {
+            let (answer, wait) = mpsc::channel();
+            handle.send(Command::Snapshot(answer));
+            wait.recv().unwrap()[0].flows
+        })
+        .collect();
+    assert!(flows.iter().all(|&flows| flows > 16), "{flows:?}");
+    shards.workers.detach(PodId(1));
+    assert!(shards.workers.snapshot().is_empty());
+}
+
+#[test]
+fn bounds_are_those_of_the_pod_and_not_of_its_shards() {
+    let shards = Shards::start(2, Limits { pending: 9, ..Limits::default() });
+    for port in 40_000..40_064 {
+        let syn = packet::Tcp::syn(SocketAddr::new(pod_end().ip(), port), web(), 1, 1_460).build();
+        inject(&shards.wires[usize::from(port % 2)], &syn);
+    }
+    let pod = shards.wait(|pod| pod.flows + pod.counters.dropped(DropReason::PendingLimit) as usize >= 64);
+    assert_eq!(pod.flows, 9);
+    assert_eq!(pod.counters.dropped(DropReason::PendingLimit), 55);
 }

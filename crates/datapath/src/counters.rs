@@ -47,10 +47,12 @@ pub enum DropReason {
     Segments,
     /// A datagram or echo request that asks not to be cut, and is larger than the path outside takes.
     TooBig,
+    /// A packet that another worker is to have, and that has more of them than it can take.
+    Handover,
 }
 
 impl DropReason {
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::Truncated,
         Self::BadHeader,
         Self::BadChecksum,
@@ -81,6 +83,7 @@ impl DropReason {
         Self::NoSocket,
         Self::Segments,
         Self::TooBig,
+        Self::Handover,
     ];
 
     /// The fixed label of metrics.
@@ -116,6 +119,7 @@ impl DropReason {
             Self::NoSocket => "no-socket",
             Self::Segments => "segments",
             Self::TooBig => "too-big",
+            Self::Handover => "handover",
         }
     }
 }
@@ -147,6 +151,38 @@ impl Counters {
 
     pub(crate) fn drop_many(&mut self, reason: DropReason, packets: usize) {
         self.drops[reason as usize] += packets as u64;
+    }
+
+    /// Adds what another shard of the pod has counted.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            packets_in,
+            bytes_in,
+            packets_out,
+            bytes_out,
+            tcp_opened,
+            tcp_retransmits,
+            challenge_acks,
+            resets_sent,
+            icmp_errors_sent,
+            dns_answers,
+            udp_evictions,
+            refusals_unrecorded,
+            drops,
+        } = other;
+        self.packets_in += packets_in;
+        self.bytes_in += bytes_in;
+        self.packets_out += packets_out;
+        self.bytes_out += bytes_out;
+        self.tcp_opened += tcp_opened;
+        self.tcp_retransmits += tcp_retransmits;
+        self.challenge_acks += challenge_acks;
+        self.resets_sent += resets_sent;
+        self.icmp_errors_sent += icmp_errors_sent;
+        self.dns_answers += dns_answers;
+        self.udp_evictions += udp_evictions;
+        self.refusals_unrecorded += refusals_unrecorded;
+        self.drops.iter_mut().zip(drops).for_each(|(own, other)| *own += other);
     }
 
     pub fn dropped(&self, reason: DropReason) -> u64 {

@@ -18,6 +18,7 @@ pub mod lease;
 pub mod limits;
 mod recency;
 pub mod record;
+pub mod shard;
 pub mod sniff;
 pub mod stack;
 pub mod tcp;

@@ -32,7 +32,7 @@ fn engine(policy: Arc<WorkloadPolicy>, limits: Limits) -> Engine {
 fn send(engine: &mut Engine, now: Instant, from: u16, to: SocketAddr) -> Option<MappingId> {
     match engine.inject(now, &packet::udp(pod(from), to, b"ask")) {
         Input::Datagram { mapping, .. } => Some(mapping),
-        Input::Done | Input::Echo { .. } => None,
+        Input::Done | Input::Elsewhere { .. } | Input::Echo { .. } => None,
     }
 }
 

@@ -118,7 +118,7 @@ impl Bench {
                 Some(mapping)
             }
             Input::Done => None,
-            other @ Input::Echo { .. } => panic!("{other:?}"),
+            other @ (Input::Echo { .. } | Input::Elsewhere { .. }) => panic!("{other:?}"),
         }
     }
 
@@ -142,7 +142,7 @@ impl Bench {
                 Some(echo)
             }
             Input::Done => None,
-            other @ Input::Datagram { .. } => panic!("{other:?}"),
+            other @ (Input::Datagram { .. } | Input::Elsewhere { .. }) => panic!("{other:?}"),
         }
     }
 

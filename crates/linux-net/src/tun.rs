@@ -3,6 +3,8 @@
 //! A queue belongs to the namespace in which `/dev/net/tun` was opened: [`create`] and [`reopen`] act on the calling
 //! thread's namespace, so they run inside [`NetNs::run`].
 
+mod queue_program;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
@@ -11,6 +13,8 @@ use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 use crate::naming::{MAX_IFNAME, Owner};
 use crate::netlink::{Link, Netlink, NetlinkError};
 use crate::netns::{NetNs, NetNsError};
+
+pub use queue_program::{Mix, QueueProgram};
 
 /// Bytes before every packet: `sizeof(struct virtio_net_hdr)`. The longer forms with `num_buffers` are not used.
 pub const VNET_HEADER: usize = 10;

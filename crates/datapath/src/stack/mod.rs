@@ -1,5 +1,6 @@
 //! One pod's stack: from packets of its TUN to actions on sockets and back.
 
+mod common;
 mod inspect;
 mod refusals;
 pub(crate) mod shared;
@@ -20,12 +21,14 @@ use crate::icmp::{self, Unreachable};
 use crate::key::{FlowId, KeyedState};
 use crate::limits::Limits;
 use crate::record::{CloseReason, FlowBegin, FlowRecord};
+use crate::shard::Shard;
 use crate::tcp::table::Tcp;
 use crate::too_big::TooBig;
 use crate::udp::{MappingId, Udp};
 use crate::view::{self, IpFields, Packet, Transport};
 use crate::vnet;
 
+pub(crate) use common::{Common, Tally};
 pub use inspect::LiveFlow;
 pub(crate) use shared::Shared;
 
@@ -160,6 +163,10 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
     Done,
+    /// The packet is for the pod's shard of this number: hand it over, to [`Stack::handle_handover`].
+    Elsewhere {
+        shard: usize,
+    },
     /// Send the payload from the mapping's socket; in datagrams of `segment` octets where that is not zero.
     Datagram {
         mapping: MappingId,
@@ -202,7 +209,9 @@ pub struct Transmit<'a> {
     pub payload: &'a [u8],
 }
 
+/// One pod's stack, or a shard of it (see [`Stack::shards`]).
 pub struct Stack {
+    shard: Shard,
     pub(crate) shared: Shared,
     pub(crate) tcp: Tcp,
     udp: Udp,
@@ -214,13 +223,27 @@ pub struct Stack {
 
 impl Stack {
     pub fn new(config: StackConfig) -> Self {
+        let common = Arc::new(Common::new(&KeyedState::new(config.seed), &config.limits));
+        Self::shard(config, Shard::ONLY, &common)
+    }
+
+    /// The stack of one pod in `count` shards, each for a thread of its own. TCP flows are spread over them; everything
+    /// else is the first one's. Names and limits are the pod's.
+    pub fn shards(config: &StackConfig, count: usize) -> Vec<Self> {
+        let common = Arc::new(Common::new(&KeyedState::new(config.seed), &config.limits));
+        let shard = |index| Self::shard(config.clone(), Shard { index, count }, &common);
+        (0..count).map(shard).collect()
+    }
+
+    fn shard(config: StackConfig, shard: Shard, common: &Arc<Common>) -> Self {
         let hasher = KeyedState::new(config.seed);
         Self {
-            tcp: Tcp::new(&hasher, &config.limits),
+            shard,
+            tcp: Tcp::new(&hasher, &config.limits, common, shard.count),
             udp: Udp::new(&hasher),
             echo: Echo::new(&hasher),
             reassembly: Reassembly::default(),
-            shared: Shared::new(config, hasher),
+            shared: Shared::new(config, hasher, common.clone()),
             current: Vec::new(),
         }
     }
@@ -232,6 +255,11 @@ impl Stack {
     /// A socket had no room for so many datagrams or echo requests of the pod: they are lost, as on any link.
     pub fn send_failed(&mut self, packets: usize) {
         self.shared.counters.drop_many(DropReason::SendFailed, packets);
+    }
+
+    /// A packet for another shard ([`Input::Elsewhere`]) could not be handed over: it is lost, as in a full queue.
+    pub fn handover_failed(&mut self) {
+        self.shared.counters.drop(DropReason::Handover);
     }
 
     /// TCP flows (pending ones included), UDP mappings and ICMP echo flows.
@@ -246,6 +274,11 @@ impl Stack {
         let counters = &mut self.shared.counters;
         counters.packets_in += 1;
         counters.bytes_in += buffer.len.saturating_sub(vnet::LEN) as u64;
+        self.handle_handover(cx, buffer)
+    }
+
+    /// Takes a packet that another shard was given; that one has counted it.
+    pub fn handle_handover(&mut self, cx: &mut Cx<'_>, buffer: &mut PacketBuf) -> Input {
         match self.try_packet(cx, buffer) {
             Ok(input) => input,
             Err(reason) => {
@@ -258,6 +291,8 @@ impl Stack {
     fn try_packet(&mut self, cx: &mut Cx<'_>, buffer: &mut PacketBuf) -> Result<Input, DropReason> {
         let packet = match Packet::parse(buffer.bytes()) {
             Ok(packet) => packet,
+            // Only one shard has all of a datagram's.
+            Err(DropReason::Fragment) if self.shard.index > 0 => return Ok(Input::Elsewhere { shard: 0 }),
             Err(DropReason::Fragment) => {
                 let accepted = self.reassembly.accept(cx.now, &buffer.bytes()[vnet::LEN..]);
                 self.count_lost_fragments();
@@ -272,6 +307,13 @@ impl Stack {
             }
             Err(reason) => return Err(reason),
         };
+        self.check_addresses(&packet)?;
+        if self.shard.count > 1 {
+            let shard = self.shard.owner(&packet, buffer.bytes());
+            if shard != self.shard.index {
+                return Ok(Input::Elsewhere { shard });
+            }
+        }
         self.dispatch(cx, &packet, buffer)
     }
 
@@ -281,7 +323,6 @@ impl Stack {
         packet: &Packet,
         buffer: &mut PacketBuf,
     ) -> Result<Input, DropReason> {
-        self.check_addresses(packet)?;
         match packet.protocol {
             Transport::Tcp => {
                 self.tcp.handle_packet(&mut self.shared, cx, packet, buffer).map(|()| Input::Done)

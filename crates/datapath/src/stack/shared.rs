@@ -5,15 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use smoltcp::time::Instant;
-use tunproxy_policy::{Decision, FlowQuery, Permit, Protocol, Refusal};
+use tunproxy_policy::{Decision, DomainName, FlowQuery, Permit, Protocol, Refusal};
 
-use super::refusals::Refusals;
+use super::common::Common;
 use super::{Action, StackConfig, Target, may_answer};
 use crate::counters::{Counters, DropReason};
 use crate::dns::{self, Answer};
 use crate::icmp::{self, Unreachable};
 use crate::key::KeyedState;
-use crate::lease::Leases;
 use crate::record::{CloseReason, FlowBegin, FlowRecord, NameSource, Outcome};
 use crate::view::Packet;
 
@@ -23,28 +22,21 @@ const MAX_CONTROL: usize = 1_024;
 pub(crate) struct Shared {
     pub(crate) config: StackConfig,
     pub(crate) hasher: KeyedState,
-    pub(crate) leases: Leases,
+    pub(crate) common: Arc<Common>,
     pub(crate) counters: Counters,
     pub(crate) actions: VecDeque<Action>,
     pub(crate) control: VecDeque<Vec<u8>>,
-    refusals: Refusals,
-    errors: Budget,
-    challenges: Budget,
 }
 
 impl Shared {
-    pub(crate) fn new(config: StackConfig, hasher: KeyedState) -> Self {
-        let rate = config.limits.errors_per_second;
+    pub(crate) fn new(config: StackConfig, hasher: KeyedState, common: Arc<Common>) -> Self {
         Self {
-            leases: Leases::new(hasher.clone(), config.limits.leases),
-            refusals: Refusals::new(hasher.clone(), config.limits.refusals_per_second),
             config,
             hasher,
+            common,
             counters: Counters::default(),
             actions: VecDeque::new(),
             control: VecDeque::new(),
-            errors: Budget::new(rate),
-            challenges: Budget::new(rate),
         }
     }
 
@@ -55,13 +47,18 @@ impl Shared {
 
     /// Asks policy about a flow, with the names leased for its destination.
     pub(crate) fn decide(&self, now: Instant, protocol: Protocol, destination: SocketAddr) -> Decision {
-        let names = self.leases.names(now, destination.ip());
+        let names = self.names(now, destination.ip());
         self.config.policy.decide(&FlowQuery {
             protocol,
             destination: destination.ip(),
             port: destination.port(),
             names: &names,
         })
+    }
+
+    /// The names leased for an address.
+    pub(crate) fn names(&self, now: Instant, address: IpAddr) -> Vec<DomainName> {
+        self.common.wide().leases.names(now, address)
     }
 
     /// Asks policy again about a flow that lives under `permit`: the name it has is the name it keeps.
@@ -111,12 +108,12 @@ impl Shared {
     pub(crate) fn set_resolvers(&mut self, resolvers: Arc<[IpAddr]>) {
         self.config.resolvers = resolvers;
         let config = &self.config;
-        self.leases.keep_of(|resolver| is_trusted(config, resolver));
+        self.common.wide().leases.keep_of(|resolver| is_trusted(config, resolver));
     }
 
     pub(crate) fn learn(&mut self, now: Instant, resolver: IpAddr, answer: &Answer) {
         self.counters.dns_answers += 1;
-        self.leases.learn(now, resolver, answer);
+        self.common.wide().leases.learn(now, resolver, answer);
     }
 
     /// Learns from a trusted resolver's datagram.
@@ -144,7 +141,7 @@ impl Shared {
     }
 
     pub(crate) fn allow_error(&mut self, now: Instant) -> bool {
-        let allowed = self.errors.take(now);
+        let allowed = self.common.wide().errors.take(now);
         if !allowed {
             self.counters.drop(DropReason::ErrorRate);
         }
@@ -152,7 +149,7 @@ impl Shared {
     }
 
     pub(crate) fn allow_challenge(&mut self, now: Instant) -> bool {
-        let allowed = self.challenges.take(now);
+        let allowed = self.common.wide().challenges.take(now);
         self.counters.challenge_acks += u64::from(allowed);
         allowed
     }
@@ -200,7 +197,7 @@ impl Shared {
 
     /// Whether a flow that came to nothing is to be recorded; else it is counted.
     fn admit_refusal(&mut self, now: Instant, protocol: Protocol, destination: SocketAddr) -> bool {
-        let admitted = self.refusals.admit(now, protocol, destination);
+        let admitted = self.common.wide().refusals.admit(now, protocol, destination);
         self.counters.refusals_unrecorded += u64::from(!admitted);
         admitted
     }

@@ -184,7 +184,7 @@ impl Open {
             Sniffed::More => None,
             Sniffed::Nothing => Some(fallback()),
             Sniffed::Name(name, source) => {
-                if !sh.leases.names(now, remote.ip()).contains(&name) {
+                if !sh.names(now, remote.ip()).contains(&name) {
                     return Some(fallback());
                 }
                 let query = FlowQuery {

@@ -25,7 +25,7 @@ use crate::emit::Head;
 use crate::key::{Ends, FlowId, KeyedState};
 use crate::limits::Limits;
 use crate::record::CloseReason;
-use crate::stack::{Action, Cx, LiveFlow, Shared, Transmit};
+use crate::stack::{Action, Common, Cx, LiveFlow, Shared, Tally, Transmit};
 use crate::timer::Timers;
 
 /// Octets of an IP packet; a super-segment's payload and headers fit in it.
@@ -54,8 +54,10 @@ pub(crate) struct Tcp {
     resumed: VecDeque<FlowId>,
     /// Headers of the packet handed out last.
     head: Option<Head>,
-    pending: usize,
-    half_open: usize,
+    /// Of `slots`, with those of the pod's other shards.
+    flows: Tally,
+    pending: Tally,
+    half_open: Tally,
     generation: u32,
 }
 
@@ -68,18 +70,20 @@ enum Leave {
 }
 
 impl Tcp {
-    pub(crate) fn new(hasher: &KeyedState, limits: &Limits) -> Self {
+    /// The table of one of `shards`.
+    pub(crate) fn new(hasher: &KeyedState, limits: &Limits, common: &Common, shards: usize) -> Self {
         Self {
             slots: Slab::new(),
             by_ends: HashMap::with_hasher(hasher.clone()),
-            time_wait: TimeWait::new(hasher.clone(), limits.time_wait),
+            time_wait: TimeWait::new(hasher.clone(), limits.time_wait.div_ceil(shards)),
             timers: Timers::new(),
             dirty: VecDeque::new(),
             uplinks: VecDeque::new(),
             resumed: VecDeque::new(),
             head: None,
-            pending: 0,
-            half_open: 0,
+            flows: common.flows(),
+            pending: common.pending(),
+            half_open: common.half_open(),
             generation: 0,
         }
     }
@@ -128,7 +132,7 @@ impl Tcp {
             && let Some(open) = slot.open_mut()
         {
             open.awaits_ack = false;
-            self.half_open -= 1;
+            self.half_open.remove();
             sh.counters.tcp_opened += 1;
         }
         if events.reset {
@@ -298,14 +302,17 @@ impl Tcp {
             return;
         }
         let mut slot = self.slots.remove(id.slot as usize);
+        self.flows.remove();
         self.timers.disarm(&mut slot.armed, id);
         if slot.linked {
             self.by_ends.remove(&slot.ends);
         }
         match &mut slot.body {
-            Body::Held(_) => self.pending -= 1,
+            Body::Held(_) => self.pending.remove(),
             Body::Open(open) => {
-                self.half_open -= usize::from(open.awaits_ack);
+                if open.awaits_ack {
+                    self.half_open.remove();
+                }
                 open.flow.clear(cx.pool);
             }
         }

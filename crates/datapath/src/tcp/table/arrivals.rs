@@ -133,15 +133,20 @@ impl Tcp {
             }
         };
         // A full table drops the SYN, as a full accept queue does: the pod's next try may find room.
-        if self.pending >= sh.config.limits.pending {
+        let limits = &sh.config.limits;
+        if self.pending.is_full(limits.pending) {
             return Err(DropReason::PendingLimit);
         }
-        if self.half_open >= sh.config.limits.half_open {
+        if self.half_open.is_full(limits.half_open) {
             return Err(DropReason::HalfOpenLimit);
         }
-        if self.slots.len() >= sh.config.limits.flows {
+        if !self.flows.try_add(limits.flows) {
             reset_stray(sh, cx.now, &ends, segment);
             return Err(DropReason::FlowLimit);
+        }
+        if !self.pending.try_add(limits.pending) {
+            self.flows.remove();
+            return Err(DropReason::PendingLimit);
         }
         let syn = Syn { seq: segment.seq, window: segment.window, options: segment.options };
         self.hold(sh, cx, ends, Held { syn, fallback, predecessor }, permit);
@@ -159,6 +164,5 @@ impl Tcp {
         arm(&mut self.timers, &mut slot);
         entry.insert(Box::new(slot));
         self.by_ends.insert(ends, id.slot);
-        self.pending += 1;
     }
 }

@@ -12,10 +12,12 @@ impl Tcp {
             }
             self.check_slot(slot, &mut counted).map_err(|fault| format!("{:?}: {fault}", slot.id))?;
         }
-        let expected =
-            Counted { held: counted.held, pending: self.pending, half_open: self.half_open, ..counted };
+        let expected = Counted { pending: self.pending.own(), half_open: self.half_open.own(), ..counted };
         if counted != expected {
             return Err(format!("the counts say {expected:?}, the flows {counted:?}"));
+        }
+        if self.flows.own() != self.slots.len() {
+            return Err(format!("{} flows are counted and {} are there", self.flows.own(), self.slots.len()));
         }
         if self.by_ends.len() != counted.linked || self.timers.len() != counted.armed {
             return Err(format!(

@@ -36,8 +36,8 @@ impl Tcp {
                 let flow = Flow::accept(cx.now, &held.syn, link, iss, (keyed >> 32) as u32);
                 let tap = sh.is_trusted_resolver(slot.ends.remote());
                 slot.body = Body::Open(Box::new(Open::new(cx.now, flow, held.fallback.take(), tap)));
-                self.pending -= 1;
-                self.half_open += 1;
+                self.pending.remove();
+                self.half_open.add();
             }
             Body::Open(open) => {
                 open.upstream = Upstream::Connected;
