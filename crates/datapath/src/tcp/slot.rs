@@ -31,7 +31,8 @@ pub(super) struct Slot {
 }
 
 pub(super) enum Body {
-    Held(Held),
+    /// In a box of its own: connections are many and SYNs held are few.
+    Held(Box<Held>),
     Open(Box<Open>),
 }
 
@@ -79,7 +80,7 @@ pub(super) struct Settled {
 
 impl Slot {
     pub(super) fn new(id: FlowId, ends: Ends, meta: Meta, held: Held) -> Self {
-        let body = Body::Held(held);
+        let body = Body::Held(Box::new(held));
         let armed = Armed::default();
         Self { id, ends, meta, body, linked: true, dirty: false, uplink_queued: false, armed }
     }
