@@ -218,14 +218,17 @@ impl Pod {
                 Ok((0, _)) => {
                     socket.readable = false;
                     self.stack.downlink_eof(&mut env.cx(), id);
-                    self.transmit(env);
                     return false;
                 }
                 Ok((len, _)) => {
                     turn.spend(len);
-                    socket.readable = len == room || socket.ended;
+                    let ended = socket.ended;
+                    socket.readable = len == room || ended;
                     self.stack.downlink_data(&mut env.cx(), id, buffer, len);
-                    self.transmit(env);
+                    // Where the end follows, the FIN goes with the last octets: one packet and one wake-up less.
+                    if !ended {
+                        self.transmit(env);
+                    }
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {

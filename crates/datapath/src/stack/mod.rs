@@ -132,7 +132,8 @@ pub enum Action {
     Shutdown {
         flow: FlowId,
     },
-    /// Forget the flow's socket, or its pending connect. `abort`: with a reset.
+    /// Forget the flow's socket, or its pending connect. `abort`: with a reset; else its sending direction ends here if no
+    /// [`Action::Shutdown`] came before.
     Close {
         flow: FlowId,
         abort: bool,

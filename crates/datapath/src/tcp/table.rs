@@ -316,6 +316,12 @@ impl Tcp {
                 open.flow.clear(cx.pool);
             }
         }
+        // A close says what a shutdown just before it would.
+        if leave == Leave::Close
+            && matches!(sh.actions.back(), Some(Action::Shutdown { flow }) if *flow == id)
+        {
+            sh.actions.pop_back();
+        }
         sh.actions.push_back(Action::Close { flow: id, abort: leave == Leave::Abort });
         sh.record(slot.meta.into_record(cx.now, slot.ends, reason));
     }

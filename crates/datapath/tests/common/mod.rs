@@ -165,6 +165,7 @@ impl Engine {
                     assert!(self.open.remove(&flow), "closed twice: {flow:?}");
                     if let Some(upstream) = self.upstreams.get_mut(&flow) {
                         upstream.closed = Some(abort);
+                        upstream.shut |= !abort;
                     }
                 }
                 Action::Record(record) => self.records.push(*record),
