@@ -5,8 +5,26 @@
 //! entries never outnumber flows, however often a flow's timers change.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroI64;
 
 use smoltcp::time::Instant;
+
+/// An [`Instant`] that is no larger where it may be absent: thousands of flows have several that mostly are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moment(NonZeroI64);
+
+impl From<Instant> for Moment {
+    fn from(at: Instant) -> Self {
+        // The least of all is 292,000 years ago, and may as well be a microsecond later.
+        Self(NonZeroI64::new(at.total_micros() ^ i64::MIN).unwrap_or(NonZeroI64::new(1).expect("not zero")))
+    }
+}
+
+impl Moment {
+    pub(crate) fn get(self) -> Instant {
+        Instant::from_micros(self.0.get() ^ i64::MIN)
+    }
+}
 
 #[derive(Debug)]
 pub(crate) struct Timers<K> {
@@ -15,7 +33,7 @@ pub(crate) struct Timers<K> {
 
 /// Where a flow's entry stands; the flow keeps it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Armed(Option<Instant>);
+pub(crate) struct Armed(Option<Moment>);
 
 impl<K: Ord + Copy> Timers<K> {
     pub(crate) fn new() -> Self {
@@ -24,17 +42,17 @@ impl<K: Ord + Copy> Timers<K> {
 
     /// Sees to it that `key` comes up at `at` or earlier.
     pub(crate) fn arm(&mut self, armed: &mut Armed, at: Instant, key: K) {
-        if armed.0.is_some_and(|before| before <= at) {
+        if armed.at().is_some_and(|before| before <= at) {
             return;
         }
         self.disarm(armed, key);
         self.entries.insert((at.total_micros(), key));
-        armed.0 = Some(at);
+        armed.0 = Some(at.into());
     }
 
     pub(crate) fn disarm(&mut self, armed: &mut Armed, key: K) {
         if let Some(before) = armed.0.take() {
-            self.entries.remove(&(before.total_micros(), key));
+            self.entries.remove(&(before.get().total_micros(), key));
         }
     }
 
@@ -57,7 +75,7 @@ impl<K: Ord + Copy> Timers<K> {
 
     /// Whether the entry that `armed` speaks of is there.
     pub(crate) fn holds(&self, armed: Armed, key: K) -> bool {
-        armed.0.is_some_and(|at| self.entries.contains(&(at.total_micros(), key)))
+        armed.at().is_some_and(|at| self.entries.contains(&(at.total_micros(), key)))
     }
 }
 
@@ -68,13 +86,21 @@ impl Armed {
     }
 
     pub(crate) fn at(self) -> Option<Instant> {
-        self.0
+        self.0.map(Moment::get)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn moments_come_back_and_need_no_room_to_be_absent() {
+        for micros in [i64::MIN + 1, -1, 0, 1, 1_700_000_000_000_000, i64::MAX] {
+            assert_eq!(Moment::from(Instant::from_micros(micros)).get().total_micros(), micros);
+        }
+        assert_eq!(size_of::<Option<Moment>>(), 8);
+    }
 
     fn at(millis: i64) -> Instant {
         Instant::from_millis(millis)

@@ -16,6 +16,7 @@ use super::{MIN_MSS, WINDOW_SCALE};
 use crate::buffer::{PacketBuf, Pool};
 use crate::counters::DropReason;
 use crate::limits::Keepalive;
+use crate::timer::Moment;
 use crate::too_big::TooBig;
 
 /// SYN|ACKs sent again before the half-open flow is given up (Linux: tcp_synack_retries).
@@ -120,12 +121,12 @@ pub(crate) struct Flow {
     syn_acks: u8,
     /// The SYN|ACK went out more than once: its acknowledgment measures nothing (Karn).
     syn_ack_again: bool,
-    syn_ack_at: Option<Instant>,
+    syn_ack_at: Option<Moment>,
     heard: Instant,
     keepalive: Option<Keepalive>,
     /// Probes since then.
     keepalives: u8,
-    invalid_ack_at: Option<Instant>,
+    invalid_ack_at: Option<Moment>,
 }
 
 impl Flow {
@@ -273,10 +274,10 @@ impl Flow {
     }
 
     fn may_answer_invalid(&mut self, now: Instant) -> bool {
-        if self.invalid_ack_at.is_some_and(|at| now - at < INVALID_ACK_INTERVAL) {
+        if self.invalid_ack_at.is_some_and(|at| now - at.get() < INVALID_ACK_INTERVAL) {
             return false;
         }
-        self.invalid_ack_at = Some(now);
+        self.invalid_ack_at = Some(now.into());
         true
     }
 
@@ -321,7 +322,7 @@ impl Flow {
         if let Some(due) = self.syn_ack_at.take()
             && !self.syn_ack_again
         {
-            self.sender.measured(now, SYN_ACK_TIMEOUT - (due - now).min(SYN_ACK_TIMEOUT));
+            self.sender.measured(now, SYN_ACK_TIMEOUT - (due.get() - now).min(SYN_ACK_TIMEOUT));
         }
         if self.syn_acks > 0 {
             self.sender.handshake_repeated();
@@ -445,7 +446,7 @@ impl Flow {
 
     pub(crate) fn poll_at(&self) -> Option<Instant> {
         if self.state == State::SynReceived {
-            return self.syn_ack_at;
+            return self.syn_ack_at.map(Moment::get);
         }
         let times = [self.sender.poll_at(), self.acknowledging.due(), self.keepalive_due()];
         times.into_iter().flatten().min()
@@ -454,13 +455,13 @@ impl Flow {
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> Events {
         let silent = Events { silent: true, ..Events::default() };
         if self.state == State::SynReceived {
-            if self.syn_ack_at.is_some_and(|at| at <= now) {
+            if self.syn_ack_at.is_some_and(|at| at.get() <= now) {
                 self.syn_acks += 1;
                 if self.syn_acks > SYN_ACK_RETRIES {
                     return silent;
                 }
                 self.syn_ack_now = true;
-                self.syn_ack_at = Some(now + SYN_ACK_TIMEOUT * (1 << self.syn_acks));
+                self.syn_ack_at = Some((now + SYN_ACK_TIMEOUT * (1 << self.syn_acks)).into());
             }
             return Events::default();
         }

@@ -13,7 +13,7 @@ use crate::record::{CloseReason, FlowBegin, FlowRecord, NameSource, Outcome};
 use crate::sniff::{self, Sniffed};
 use crate::stack::shared::settle;
 use crate::stack::{LiveFlow, Shared};
-use crate::timer::Armed;
+use crate::timer::{Armed, Moment};
 
 /// How long a flow whose name is to be shown may stay silent before the strictest verdict holds.
 const SNIFF_PATIENCE: Duration = Duration::from_secs(5);
@@ -69,7 +69,7 @@ pub(super) struct Open {
     pub(super) shut: bool,
     /// The caller found no room to read into and waits to be called back.
     pub(super) starved: bool,
-    pub(super) linger_until: Option<Instant>,
+    pub(super) linger_until: Option<Moment>,
 }
 
 /// What the name, or its absence, came to.
@@ -130,7 +130,7 @@ impl Slot {
         };
         let sniff = open.sniffing.as_ref().map(|sniffing| sniffing.until);
         let flow = if self.linked { open.flow.poll_at() } else { None };
-        [sniff, open.linger_until, flow].into_iter().flatten().min()
+        [sniff, open.linger_until.map(Moment::get), flow].into_iter().flatten().min()
     }
 }
 

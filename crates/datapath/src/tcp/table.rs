@@ -219,7 +219,7 @@ impl Tcp {
                 send_alone(sh, &ends, &record.acknowledgment);
                 self.time_wait.insert(cx.now, ends, record);
             }
-            open.linger_until = Some(cx.now + LINGER);
+            open.linger_until = Some((cx.now + LINGER).into());
             slot.linked = false;
             self.by_ends.remove(&ends);
         }
@@ -356,7 +356,7 @@ impl Tcp {
             self.hold_timeout(sh, cx, id);
             return;
         };
-        if open.linger_until.is_some_and(|until| until <= cx.now) {
+        if open.linger_until.is_some_and(|until| until.get() <= cx.now) {
             self.remove(sh, cx, id, CloseReason::Finished, Leave::Abort);
             return;
         }

@@ -73,7 +73,7 @@ impl Flow {
     pub(super) fn syn_ack(&mut self, now: Instant) -> Outgoing {
         self.syn_ack_now = false;
         match self.syn_ack_at {
-            None => self.syn_ack_at = Some(now + SYN_ACK_TIMEOUT),
+            None => self.syn_ack_at = Some((now + SYN_ACK_TIMEOUT).into()),
             Some(_) => self.syn_ack_again = true,
         }
         let mut outgoing =
