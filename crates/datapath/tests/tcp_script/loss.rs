@@ -235,6 +235,36 @@ fn thirty_three_ranges_of_sack_are_survived() {
 }
 
 #[test]
+fn more_ranges_than_are_kept_are_survived() {
+    let octets = pattern(4, 1_000_000);
+    let mut s = sending(1_000);
+    let mut got = vec![false; 1_000];
+    // Every second segment is there; of each the pod reports once, one by one.
+    for segment in (1..1_000).step_by(2) {
+        got[segment as usize] = true;
+        s.pod(sack(&s, 0, &[(segment, segment + 1)]));
+    }
+    for _ in 0..2_000 {
+        let seen = s.all();
+        for seen in seen.iter().filter(|seen| !seen.payload.is_empty()) {
+            assert!(seen.payload == octets[seen.seq as usize - 1..][..seen.payload.len()]);
+            let (first, end) = ((seen.seq - 1).div_ceil(MSS), (seen.seq - 1 + seen.len()) / MSS);
+            got[first as usize..end as usize].fill(true);
+        }
+        let acked = got.iter().position(|&here| !here).unwrap_or(1_000) as u32;
+        s.pod(ack(1, at(acked)));
+        if acked == 1_000 {
+            break;
+        }
+        if seen.is_empty() {
+            s.after(ms(100));
+        }
+    }
+    assert!(got.iter().all(|&here| here));
+    assert_eq!(s.engine.pool.held(), 0);
+}
+
+#[test]
 fn a_retransmitted_segment_measures_nothing() {
     let mut s = Script::connected(syn().mss(MSS as u16));
     s.upstream_sends(b"first");
