@@ -126,9 +126,9 @@ fn shadowsocks(lab: &Lab, program: &Path, scratch: &Path) -> Result<Started> {
 /// A routed pod whose packets the node leads into the TUN of `process`; what comes out of it finds the pod by its route.
 fn lead_pod(lab: &Lab, name: &str, number: u8, tun: &str, mut process: Background) -> Result<Started> {
     let node = &lab.topology.node;
-    process
-        .wait_ready(START, || node.ip(&format!("link show {tun} up")).is_ok_and(|text| !text.is_empty()))?;
-    node.ip(&format!("link set {tun} mtu 1500 txqueuelen 5000"))?;
+    process.wait_ready(START, || node.ip(&format!("link show {tun}")).is_ok())?;
+    // tun2proxy leaves this to whoever starts it.
+    node.ip(&format!("link set {tun} mtu 1500 txqueuelen 5000 up"))?;
     let pod = lab.pod_of(Side::Routed, name, number)?;
     let address = pod.attachment.addresses().into_iter().find(std::net::IpAddr::is_ipv4);
     let address = address.context("the pod has no IPv4 address")?;

@@ -21,7 +21,7 @@ use crate::server::{CHUNK, DOWNLOAD, ECHO, UPLOAD, count_port, idle_port, short_
 /// Slow start and the pools' first growth are over by then.
 const WARM_UP: Duration = Duration::from_millis(200);
 /// For what fills the buffers of both kernels when an upload ends, over the worst of links.
-const DRAIN: Duration = Duration::from_mins(2);
+const DRAIN: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Direction {
@@ -32,7 +32,14 @@ pub enum Direction {
 #[derive(Clone, Debug, Subcommand)]
 pub enum Load {
     /// Bulk TCP: bits a second, summed over the streams.
-    Bulk { direction: Direction, streams: usize, seconds: f64 },
+    Bulk {
+        direction: Direction,
+        streams: usize,
+        seconds: f64,
+        /// Do not ask the server at an upload's end what arrived: not every program on the way passes an end on.
+        #[arg(long)]
+        unconfirmed: bool,
+    },
     /// Connect, one byte, close, by this many threads: connections a second.
     Connect { threads: usize, seconds: f64 },
     /// One byte there and back on one connection: latencies.
@@ -63,7 +70,9 @@ pub struct Measured {
 impl Load {
     pub fn run(&self, server: SocketAddr, way: &Way) -> Result<Measured> {
         match *self {
-            Self::Bulk { direction, streams, seconds } => bulk(server, way, direction, streams, seconds),
+            Self::Bulk { direction, streams, seconds, unconfirmed } => {
+                bulk(server, way, direction, streams, seconds, unconfirmed)
+            }
             Self::Connect { threads, seconds } => connections(server, way, threads, seconds),
             Self::RoundTrip { seconds } => round_trips(server, way, seconds),
             Self::Datagrams { window, seconds } => datagrams(server, window, seconds),
@@ -79,6 +88,7 @@ fn bulk(
     direction: Direction,
     streams: usize,
     seconds: f64,
+    unconfirmed: bool,
 ) -> Result<Measured> {
     let (moved, stop, pattern) = (AtomicU64::new(0), AtomicBool::new(false), Pattern::new(CHUNK));
     let opened: Vec<TcpStream> =
@@ -88,7 +98,7 @@ fn bulk(
             .into_iter()
             .map(|stream| {
                 scope.spawn(|| match direction {
-                    Direction::Up => upload(stream, &pattern, &moved, &stop),
+                    Direction::Up => upload(stream, &pattern, &moved, &stop, unconfirmed),
                     Direction::Down => download(stream, &pattern, &moved, &stop),
                 })
             })
@@ -109,13 +119,22 @@ fn bulk(
 }
 
 /// At its end the server says how many octets came as they were to come.
-fn upload(mut stream: TcpStream, pattern: &Pattern, moved: &AtomicU64, stop: &AtomicBool) -> Result<()> {
+fn upload(
+    mut stream: TcpStream,
+    pattern: &Pattern,
+    moved: &AtomicU64,
+    stop: &AtomicBool,
+    unconfirmed: bool,
+) -> Result<()> {
     stream.write_all(&[UPLOAD])?;
     let mut place = 0;
     while !stop.load(Ordering::Relaxed) {
         let count = stream.write(pattern.from(place, CHUNK))?;
         place += count as u64;
         moved.fetch_add(count as u64, Ordering::Relaxed);
+    }
+    if unconfirmed {
+        return Ok(());
     }
     stream.shutdown(Shutdown::Write)?;
     stream.set_read_timeout(Some(DRAIN))?;
