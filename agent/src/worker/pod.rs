@@ -269,17 +269,20 @@ impl Pod {
 
     /// Writes the stack's packets to the TUN; returns whether there were any.
     pub(super) fn transmit(&mut self, env: &mut Env<'_>) -> bool {
-        let mut any = false;
+        let (mut any, mut lost) = (false, 0);
         let Some(queue) = self.queues.first() else { return false };
         while let Some(packet) = self.stack.poll_transmit(&mut env.cx()) {
             any = true;
-            queue.write(packet.head, packet.payload);
+            lost += usize::from(!queue.write(packet.head, packet.payload));
             if !self.taps.is_empty() {
                 let held = self.taps.hold(Direction::Inbound, [&packet.head[vnet::LEN..], packet.payload]);
                 if let Some(held) = held {
                     self.taps.give(&held, &self.stack, env.now, None);
                 }
             }
+        }
+        if lost > 0 {
+            self.stack.write_failed(lost);
         }
         any
     }
@@ -344,11 +347,14 @@ impl Pod {
         if let (Some(head), Some(queue)) =
             (self.stack.udp_reply(now, mapping, from, payload), self.queues.first())
         {
-            queue.write(head, payload);
+            let written = queue.write(head, payload);
             if !self.taps.is_empty()
                 && let Some(held) = self.taps.hold(Direction::Inbound, [&head[vnet::LEN..], payload])
             {
                 self.taps.give(&held, &self.stack, now, None);
+            }
+            if !written {
+                self.stack.write_failed(1);
             }
         }
     }

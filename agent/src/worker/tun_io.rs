@@ -49,11 +49,18 @@ impl Queue {
         }
     }
 
-    /// Writes one packet. What the device refuses (it is down, say) counts as lost on the way; TCP sends it again.
-    pub(super) fn write(&self, head: &[u8], payload: &[u8]) {
+    /// Writes one packet. `false`: the device refuses it (it is down, say), and it is lost on the way; TCP sends it again.
+    #[must_use]
+    pub(super) fn write(&self, head: &[u8], payload: &[u8]) -> bool {
         let head = if self.vnet_header { head } else { &head[vnet::LEN..] };
         let slices = [IoSlice::new(head), IoSlice::new(payload)];
         let slices = if payload.is_empty() { &slices[..1] } else { &slices };
-        while let Err(Errno::INTR) = writev(&self.fd, slices) {}
+        loop {
+            match writev(&self.fd, slices) {
+                Ok(_) => return true,
+                Err(Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
     }
 }

@@ -148,3 +148,24 @@ fn the_log_for_programs_is_one_json_object_a_line() {
     let attached = lines.iter().find(|line| line["message"] == "attached").expect("the attachment is told");
     assert_eq!((&attached["key"], &attached["pod"]), (&"c1/eth0".into(), &"shop/c1".into()));
 }
+
+/// What comes for a pod whose device is down is lost, and that is to be seen.
+#[test]
+fn a_packet_that_the_device_refuses_is_counted() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let _agent = lab.agent();
+    let pod = Pod::create(&lab, "c1");
+    pod.add(&lab).unwrap();
+    let server = lab.topology.outside.udp_bind(SocketAddr::new(Host::Web.v4().into(), 0)).unwrap();
+    server.set_read_timeout(Some(LIMIT)).unwrap();
+    let client = pod.namespace.udp_bind("10.244.0.9:0".parse().unwrap()).unwrap();
+    client.send_to(b"ask", server.local_addr().unwrap()).unwrap();
+    let (_, from) = server.recv_from(&mut [0; 9]).unwrap();
+    pod.namespace.ip("link set eth0 down").unwrap();
+    server.send_to(b"too late", from).unwrap();
+    let lost = || lab.status()["pods"][0]["drops"]["tun-write"].as_u64();
+    wait::until_true("the loss in the counters", LIMIT, || lost() == Some(1)).unwrap();
+}

@@ -49,10 +49,12 @@ pub enum DropReason {
     TooBig,
     /// A packet that another worker is to have, and that has more of them than it can take.
     Handover,
+    /// A packet to the pod that its device did not take: it is down, say.
+    TunWrite,
 }
 
 impl DropReason {
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::Truncated,
         Self::BadHeader,
         Self::BadChecksum,
@@ -84,6 +86,7 @@ impl DropReason {
         Self::Segments,
         Self::TooBig,
         Self::Handover,
+        Self::TunWrite,
     ];
 
     /// The fixed label of metrics.
@@ -120,6 +123,7 @@ impl DropReason {
             Self::Segments => "segments",
             Self::TooBig => "too-big",
             Self::Handover => "handover",
+            Self::TunWrite => "tun-write",
         }
     }
 }

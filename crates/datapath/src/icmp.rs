@@ -84,8 +84,9 @@ impl From<Unreachable> for Message {
 /// The error for a packet that is at hand. It comes from the address the packet was for.
 pub(crate) fn error(kind: Unreachable, packet: &Packet, bytes: &[u8]) -> Vec<u8> {
     let original = &bytes[packet.network.start..packet.transport.end];
-    // Where IPv6's parameter problem lies: the next-header field of the fixed header.
-    let pointer = if kind == Unreachable::Protocol && packet.source.is_ipv6() { 6 } else { 0 };
+    // Where IPv6's parameter problem lies (RFC 4443 3.4).
+    let is_problem = kind == Unreachable::Protocol && packet.source.is_ipv6();
+    let pointer = if is_problem { packet.protocol_at as u32 } else { 0 };
     build(kind.codes(packet.source.is_ipv4()), pointer, packet.destination, packet.source, original)
 }
 

@@ -26,6 +26,8 @@ pub struct Packet {
     pub network: Range<usize>,
     /// What the IP header says follows, cut to the packet's length.
     pub transport: Range<usize>,
+    /// Where the IP header, or the extension header before the transport's, names the protocol: from the IP header's start.
+    pub protocol_at: usize,
     pub protocol: Transport,
     pub vnet: vnet::Header,
 }
@@ -108,6 +110,7 @@ fn parse_v4(ip: &[u8], vnet: vnet::Header) -> Result<Packet, DropReason> {
         },
         network: 0..header_len,
         transport: header_len..total,
+        protocol_at: 9,
         protocol: match header.next_header() {
             IpProtocol::Tcp => Transport::Tcp,
             IpProtocol::Udp => Transport::Udp,
@@ -142,7 +145,7 @@ fn parse_v6(ip: &[u8], vnet: vnet::Header) -> Result<Packet, DropReason> {
         return Err(DropReason::HopLimit);
     }
     let end = 40 + usize::from(header.payload_len());
-    let (protocol, start) = walk_extensions(ip, u8::from(header.next_header()), end)?;
+    let (protocol, protocol_at, start) = walk_extensions(ip, u8::from(header.next_header()), end)?;
     Ok(Packet {
         source: IpAddr::V6(header.src_addr()),
         destination: IpAddr::V6(header.dst_addr()),
@@ -153,6 +156,7 @@ fn parse_v6(ip: &[u8], vnet: vnet::Header) -> Result<Packet, DropReason> {
         },
         network: 0..start,
         transport: start..end,
+        protocol_at,
         protocol: match protocol {
             6 => Transport::Tcp,
             17 => Transport::Udp,
@@ -163,15 +167,18 @@ fn parse_v6(ip: &[u8], vnet: vnet::Header) -> Result<Packet, DropReason> {
     })
 }
 
-/// Skips hop-by-hop and destination options; fragments and routing headers are refused.
-fn walk_extensions(ip: &[u8], first: u8, end: usize) -> Result<(u8, usize), DropReason> {
+/// Skips hop-by-hop and destination options; fragments and routing headers are refused. Gives the protocol, the octet that
+/// names it, and where it begins.
+fn walk_extensions(ip: &[u8], first: u8, end: usize) -> Result<(u8, usize, usize), DropReason> {
     let mut next = first;
+    let mut named_at = 6;
     let mut at = 40;
     for _ in 0..MAX_EXTENSION_HEADERS {
         match next {
             0 | 60 => {
                 let header = ip[..end].get(at..at + 2).ok_or(DropReason::Truncated)?;
                 next = header[0];
+                named_at = at;
                 at += (usize::from(header[1]) + 1) * 8;
                 if at > end {
                     return Err(DropReason::Truncated);
@@ -179,7 +186,7 @@ fn walk_extensions(ip: &[u8], first: u8, end: usize) -> Result<(u8, usize), Drop
             }
             43 => return Err(DropReason::SourceRoute),
             44 => return Err(DropReason::Fragment),
-            _ => return Ok((next, at)),
+            _ => return Ok((next, named_at, at)),
         }
     }
     Err(DropReason::BadHeader)

@@ -458,6 +458,31 @@ fn what_the_ip_header_asks_goes_along() {
     }
 }
 
+/// RFC 4443 3.4: the pointer leads to the octet that names the protocol, behind whatever extension headers there are.
+#[test]
+fn an_unknown_protocol_is_pointed_at() {
+    let [_, family] = families();
+    // Destination options of eight octets, all padding.
+    let options = |next: u8| [next, 0, 1, 4, 0, 0, 0, 0];
+    let hop_by_hop = 0;
+    for (first, headers, pointer) in [
+        (132, Vec::new(), 6u32),
+        (60, options(132).to_vec(), 40),
+        (hop_by_hop, [options(60), options(132)].concat(), 48),
+    ] {
+        let mut bench = Bench::new(family);
+        let payload = [&headers[..], &[7; 12]].concat();
+        let asked = packet::ip(family.pod, family.host, first, &payload);
+        assert_eq!(bench.engine.inject(bench.now, &asked), Input::Done);
+        let error = bench.engine.drain().remove(0);
+        let (_, _, start) = packet::addresses(&error);
+        assert_eq!(error[start..start + 2], [4, 1]);
+        assert_eq!(error[start + 4..start + 8], pointer.to_be_bytes());
+        assert_eq!(error[start + 8 + pointer as usize], 132, "there it stands in the packet that is quoted");
+        assert_eq!(bench.dropped(DropReason::UnknownProtocol), 1);
+    }
+}
+
 /// Neither ends the flow: smaller datagrams pass, and a traceroute goes on.
 #[test]
 fn the_pod_is_told_what_is_too_large_and_what_went_too_far() {

@@ -263,6 +263,11 @@ impl Stack {
         self.shared.counters.drop(DropReason::Handover);
     }
 
+    /// The pod's device did not take so many packets: they are lost, as on any link.
+    pub fn write_failed(&mut self, packets: usize) {
+        self.shared.counters.drop_many(DropReason::TunWrite, packets);
+    }
+
     /// TCP flows (pending ones included), UDP mappings and ICMP echo flows.
     pub fn flow_counts(&self) -> (usize, usize, usize) {
         (self.tcp.len(), self.udp.len(), self.echo.len())
