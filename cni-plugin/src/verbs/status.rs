@@ -1,5 +1,7 @@
 //! STATUS: could an ADD be served now?
 
+use tunproxy_ipc::ClientError;
+
 use super::{Context, SILENCE};
 use crate::agent::Agent;
 use crate::config::ConfigMode;
@@ -16,8 +18,7 @@ pub fn run(environment: &Environment, input: &[u8]) -> Result<String, PluginErro
     let status = Agent::connect(&context.config, context.deadline.end())
         .map_err(PluginError::from)
         .and_then(|mut agent| agent.status())
-        // An agent that is gone serves no running pod either.
-        .map_err(|error| PluginError::Degraded { message: error.to_string() })?;
+        .map_err(|error| unavailable(&error))?;
     if !status.ready {
         let message = status.message;
         return Err(if status.degraded {
@@ -30,4 +31,17 @@ pub fn run(environment: &Environment, input: &[u8]) -> Result<String, PluginErro
         context.ipam(ipam)?.call(Call::Status, &context.deadline)?;
     }
     Ok(SILENCE)
+}
+
+/// An agent that is gone serves no running pod either. One that answers does, even if it is of another release and the
+/// plugin does not understand it.
+fn unavailable(error: &PluginError) -> PluginError {
+    let message = error.to_string();
+    match error {
+        PluginError::Answer { .. }
+        | PluginError::Agent(ClientError::Frame { .. } | ClientError::Refused(_)) => {
+            PluginError::NotReady { message }
+        }
+        _ => PluginError::Degraded { message },
+    }
 }

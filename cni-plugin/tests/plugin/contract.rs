@@ -252,6 +252,13 @@ fn the_bytes_of_an_unavailable_plugin() {
         status().run().stdout,
         "{\"cniVersion\":\"1.1.0\",\"code\":51,\"msg\":\"the plugin is not available, running pods have limited connectivity\",\"details\":\"not ready, and running pods are affected: out of descriptors\"}\n"
     );
+    // An agent of another release answers, and serves the pods that run: not 51.
+    for manner in
+        [Manner::Say(br#"{"protocol":2,"body":{}}"#.to_vec()), Manner::Fail(ErrorCode::ProtocolMismatch)]
+    {
+        agent.set_manner("status", manner);
+        status().run().failed(50);
+    }
     drop(agent);
     // Nobody carries a running pod's packets either: not 50.
     let details = format!(
