@@ -75,6 +75,38 @@ fn edits_take_effect_and_broken_ones_do_not() {
     report.finish();
 }
 
+/// A socket of the pod that has sent to one of the outside; a second one there, on another port, and one of a host that
+/// policy refuses. What each of them sends to the pod's socket, in this order, and who is heard first.
+fn first_heard(filtering: &str) -> Result<String> {
+    let rules = policy(ALLOW_WEB).replace("spec:\n", &format!("spec:\n{filtering}"));
+    let world = World::new(&WorldOptions::for_path(Path::AfterPtp).with_policy(&rules))?;
+    let pod = world.pod(Path::AfterPtp, "client")?;
+    let outside = |host: Host| world.topology.outside.udp_bind(SocketAddr::new(host.v4().into(), 0));
+    let (called, caller, refused) = (outside(Host::Web)?, outside(Host::Web)?, outside(Host::OtherWeb)?);
+    let client = pod.udp_bind("0.0.0.0:0".parse()?)?;
+    client.set_read_timeout(Some(LIMIT))?;
+    client.send_to(b"hello", called.local_addr()?)?;
+    let mut buffer = [0; 100];
+    let (_, outside_address) = called.recv_from(&mut buffer)?;
+    for (socket, word) in [(&refused, "refused"), (&caller, "caller"), (&called, "called")] {
+        socket.send_to(word.as_bytes(), outside_address)?;
+    }
+    let (length, from) = client.recv_from(&mut buffer)?;
+    let heard = String::from_utf8_lossy(&buffer[..length]).into_owned();
+    let expected = if heard == "caller" { &caller } else { &called };
+    ensure!(from == expected.local_addr()?, "{heard} came from {from}");
+    Ok(heard)
+}
+
+#[test]
+fn udp_ports_are_open_to_whom_policy_says() {
+    if !root_or_skip() {
+        return;
+    }
+    assert_eq!(first_heard("").unwrap(), "called");
+    assert_eq!(first_heard("  udp: {filtering: EndpointIndependent}\n").unwrap(), "caller");
+}
+
 fn open(world: &World, pod: &Namespace, host: Host) -> Result<(std::net::TcpStream, std::net::TcpStream)> {
     let listener = world.topology.outside.tcp_listen(SocketAddr::new(host.v4().into(), 0))?;
     let client = pod.tcp_connect(listener.local_addr()?, LIMIT)?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tunproxy_policy::model::{
     ClusterAction, ClusterTier, Destination, DnsMode, EgressAction, Enforcement, PortMatch, PortRange,
-    Subject,
+    Subject, UdpFiltering,
 };
 use tunproxy_policy::selector::{Operator, Requirement};
 use tunproxy_policy::{
@@ -53,6 +53,7 @@ fn every_key_reaches_the_model() {
     let policy = &policies.egress[0];
     assert_eq!((&*policy.namespace, &*policy.name, policy.priority.get()), ("shop", "web", 7));
     assert_eq!((policy.enforcement, policy.dns), (Enforcement::Audit, DnsMode::Observe));
+    assert_eq!(policy.udp_filtering, UdpFiltering::EndpointIndependent);
     assert_eq!(policy.pod_selector.match_labels["example.com/app"], "web");
     let tier = |operator| Requirement { key: "tier".to_owned(), operator };
     let expected = [

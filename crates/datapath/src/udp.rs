@@ -1,13 +1,14 @@
 //! UDP: one outside mapping per source port of the pod, with the peers policy allowed it.
 //!
 //! The mapping is independent of the endpoint (RFC 4787 4.1), the filter is per address and port: a datagram comes in
-//! only from where one was sent.
+//! only from where one was sent, unless policy opens the pod's ports (RFC 4787 5) to those whom it may send to.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use slab::Slab;
 use smoltcp::time::{Duration, Instant};
+use tunproxy_policy::model::UdpFiltering;
 use tunproxy_policy::{Permit, Protocol};
 
 use crate::counters::DropReason;
@@ -114,7 +115,7 @@ impl Udp {
         let has_peer = known.is_some_and(|slot| self.mappings[slot].peers.contains_key(&dial));
         if !has_peer {
             let permit = permitted(sh, now, &datagram, packet, bytes)?;
-            self.add_peer(sh, now, &datagram, dial, permit)?;
+            self.add_peer(sh, now, (datagram.source, destination), dial, permit)?;
         }
         let slot = self.by_source[&datagram.source];
         let mapping = &mut self.mappings[slot];
@@ -130,24 +131,24 @@ impl Udp {
         &mut self,
         sh: &mut Shared,
         now: Instant,
-        datagram: &Datagram,
+        ends: (SocketAddr, SocketAddr),
         dial: SocketAddr,
         permit: Permit,
     ) -> Result<(), DropReason> {
+        let (source, facing) = ends;
         // First, because a mapping goes with its last peer.
         if self.peers >= sh.config.limits.udp_peers {
             self.evict_peer(sh, now)?;
         }
-        let known = self.by_source.get(&datagram.source).copied();
-        let slot = known.map_or_else(|| self.add_mapping(sh, now, datagram.source, &permit), Ok)?;
+        let known = self.by_source.get(&source).copied();
+        let slot = known.map_or_else(|| self.add_mapping(sh, now, source, &permit), Ok)?;
         let mapping = &mut self.mappings[slot];
-        let port = datagram.destination.port();
+        let port = facing.port();
         let limits = &sh.config.limits;
         let idle = if port == 53 || port == 123 { limits.udp_query_idle } else { limits.udp_idle };
-        sh.announce_use(now, Protocol::Udp, (datagram.source, datagram.destination), &permit);
+        sh.announce_use(now, Protocol::Udp, ends, &permit);
         self.serial += 1;
         let key = PeerKey { mapping: mapping.id, dial, serial: self.serial };
-        let facing = datagram.destination;
         let peer = Peer { facing, permit, usage: Usage::new(now), idle, serial: self.serial };
         mapping.peers.insert(dial, peer);
         self.timers.arm(&mut mapping.armed, now + idle, mapping.id);
@@ -223,7 +224,24 @@ impl Udp {
         self.mappings.get_mut(id.slot as usize).filter(|mapping| mapping.id == id)
     }
 
-    /// Headers for a datagram from outside, if the pod sent one there.
+    /// Makes somebody a peer who sends first, where policy has opened the pod's ports and lets the pod send there.
+    fn admit(&mut self, sh: &mut Shared, now: Instant, id: MappingId, from: SocketAddr) -> Option<()> {
+        let source = self.get(id)?.source;
+        if sh.config.policy.udp_filtering() != UdpFiltering::EndpointIndependent {
+            return None;
+        }
+        let permit =
+            settle(sh.decide(now, Protocol::Udp, from)).ok().filter(|permit| sh.is_direct(permit))?;
+        // Of a full table the least recently used peer goes, as for one that the pod sends to. Where that is the mapping's
+        // last, its socket is gone: no caller opens another.
+        if self.peers >= sh.config.limits.udp_peers {
+            self.evict_peer(sh, now).ok()?;
+        }
+        self.get(id)?;
+        self.add_peer(sh, now, (source, from), from, permit).ok()
+    }
+
+    /// Headers for a datagram from outside, if the pod sent one there, or takes it from anybody.
     pub(crate) fn reply(
         &mut self,
         sh: &mut Shared,
@@ -236,11 +254,13 @@ impl Udp {
             sh.counters.drop(DropReason::UnsolicitedReply);
             return None;
         }
-        let mapping = self.get_mut(id)?;
-        let Some(peer) = mapping.peers.get_mut(&from) else {
+        let is_peer = self.get(id)?.peers.contains_key(&from);
+        if !is_peer && self.admit(sh, now, id, from).is_none() {
             sh.counters.drop(DropReason::UnsolicitedReply);
             return None;
-        };
+        }
+        let mapping = self.get_mut(id)?;
+        let peer = mapping.peers.get_mut(&from)?;
         mapping.last = now;
         peer.usage.received(now, payload.len());
         // Trust may have been withdrawn since the question.

@@ -17,8 +17,10 @@ use tunproxy_datapath::{
     CloseReason, Cx, DialFailure, DropReason, Duration, EchoId, Input, Instant, IpFields, Limits, MappingId,
     Report, internet_checksum,
 };
-use tunproxy_policy::model::Policies;
-use tunproxy_policy::{Decision, NodeDefault, Protocol, WorkloadPolicy};
+use tunproxy_policy::model::{
+    Destination, EgressAction, EgressPolicy, Enforcement, Policies, Rule, UdpFiltering,
+};
+use tunproxy_policy::{Decision, NodeDefault, Protocol, Workload, WorkloadPolicy};
 use tunproxy_testkit::packet;
 
 /// A pod and two hosts of one family.
@@ -84,6 +86,33 @@ fn families() -> [Family; 2] {
 
 fn deny_all() -> Arc<WorkloadPolicy> {
     policy(&Policies::default(), NodeDefault::Deny)
+}
+
+/// The pod may send to all addresses but `denied`, and its ports take datagrams as `filtering` says.
+fn filtered(filtering: UdpFiltering, denied: IpAddr) -> Arc<WorkloadPolicy> {
+    let rule = |action, networks: &[IpAddr]| Rule {
+        name: None,
+        action,
+        to: networks
+            .iter()
+            .map(|&address| Destination::Networks { networks: vec![address.into()], except: Vec::new() })
+            .collect(),
+        ports: Vec::new(),
+        via: None,
+        limits: Default::default(),
+    };
+    let egress = vec![EgressPolicy {
+        namespace: Workload::default().namespace,
+        name: "calls".to_owned(),
+        pod_selector: Default::default(),
+        service_accounts: Vec::new(),
+        priority: Default::default(),
+        enforcement: Enforcement::Enforce,
+        dns: Default::default(),
+        udp_filtering: filtering,
+        rules: vec![rule(EgressAction::Deny, &[denied]), rule(EgressAction::Allow, &[])],
+    }];
+    policy(&Policies { egress, ..Policies::default() }, NodeDefault::Deny)
 }
 
 struct Bench {
@@ -562,5 +591,45 @@ fn the_pod_is_told_of_an_echo_request_refused_by_policy() {
         bench.expect_echo_error(family.prohibited, family.host, 7);
         assert_eq!(bench.closed(), [(SocketAddr::new(family.host, 0), CloseReason::Denied)]);
         assert_eq!((bench.living(), bench.dropped(DropReason::Policy)), ((0, 0), 1));
+    }
+}
+
+#[test]
+fn ports_that_policy_opens_take_datagrams_from_all_whom_the_pod_may_send_to() {
+    for family in families() {
+        let open = filtered(UdpFiltering::EndpointIndependent, family.other);
+        let mut bench = Bench::with(family, open, Limits { udp_peers: 3, ..Limits::default() });
+        let mapping = bench.open(40_000, bench.host(3_478));
+        // Another port of the host, that the pod never sent to, calls; the pod answers by the same mapping.
+        assert!(bench.reply(mapping, bench.host(5_000)));
+        assert_eq!(bench.open(40_000, bench.host(5_000)), mapping);
+        assert_eq!(bench.dropped(DropReason::UnsolicitedReply), 0);
+        // Whom policy refuses calls in vain, and so does a port of the node.
+        assert!(!bench.reply(mapping, SocketAddr::new(family.other, 5_000)));
+        let node = if family.pod.is_ipv4() { "127.0.0.1:53" } else { "[::1]:53" };
+        assert!(!bench.reply(mapping, node.parse().unwrap()));
+        assert_eq!(bench.dropped(DropReason::UnsolicitedReply), 2);
+        // Callers take places like everybody: the least recently used gives way.
+        bench.after(seconds(1));
+        assert!(bench.reply(mapping, bench.host(5_001)));
+        assert!(bench.reply(mapping, bench.host(5_002)));
+        assert_eq!(bench.closed().len(), 1);
+        assert_eq!(bench.engine.stack.counters().udp_evictions, 1);
+        // A policy that closes the ports leaves those who are peers, and takes nobody more.
+        bench.set_policy(filtered(UdpFiltering::AddressAndPortDependent, family.other));
+        assert!(bench.reply(mapping, bench.host(5_001)));
+        assert!(!bench.reply(mapping, bench.host(5_003)));
+    }
+}
+
+#[test]
+fn a_caller_that_takes_the_place_of_the_only_peer_is_not_lost_with_it() {
+    for family in families() {
+        let open = filtered(UdpFiltering::EndpointIndependent, family.other);
+        let mut bench = Bench::with(family, open, Limits { udp_peers: 1, ..Limits::default() });
+        let mapping = bench.open(40_000, bench.host(3_478));
+        // The mapping went with its last peer, and the socket it came by with it.
+        assert!(!bench.reply(mapping, bench.host(5_000)));
+        assert_eq!(bench.living().0, 0);
     }
 }

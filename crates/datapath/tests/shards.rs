@@ -30,6 +30,7 @@ fn only_good() -> Arc<WorkloadPolicy> {
         priority: Default::default(),
         enforcement: Enforcement::Enforce,
         dns: Default::default(),
+        udp_filtering: Default::default(),
         rules: vec![Rule {
             name: None,
             action: EgressAction::Allow,

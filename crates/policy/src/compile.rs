@@ -10,7 +10,7 @@ use crate::evaluate::WorkloadPolicy;
 use crate::index::DestinationIndex;
 use crate::model::{
     ClusterAction, ClusterEgressPolicy, ClusterTier, EgressAction, EgressPolicy, Enforcement, KnownUpstreams,
-    Policies, Priority, Rule, Subject,
+    Policies, Priority, Rule, Subject, UdpFiltering,
 };
 use crate::ports::PortSet;
 use crate::rule::{CompiledRule, Effect, Scope, canonical_destinations};
@@ -64,6 +64,8 @@ pub(crate) struct Compiled {
     pub enforced: Tiers,
     /// All policies as if they were enforcing; absent when none of them only audits.
     pub trial: Option<Tiers>,
+    /// The widest that an enforcing policy asks for.
+    pub udp_filtering: UdpFiltering,
 }
 
 /// The tiers in the order they decide.
@@ -93,8 +95,17 @@ struct CompiledPolicy {
 
 #[derive(Debug)]
 enum Kind {
-    Egress { namespace: String, pods: LabelSelector, service_accounts: Vec<String>, audit: bool },
-    Cluster { subject: Subject, tier: ClusterTier },
+    Egress {
+        namespace: String,
+        pods: LabelSelector,
+        service_accounts: Vec<String>,
+        audit: bool,
+        udp_filtering: UdpFiltering,
+    },
+    Cluster {
+        subject: Subject,
+        tier: ClusterTier,
+    },
 }
 
 impl PolicySet {
@@ -146,7 +157,7 @@ impl Node {
 impl Kind {
     fn selects(&self, workload: &Workload) -> bool {
         match self {
-            Self::Egress { namespace, pods, service_accounts, audit: _ } => {
+            Self::Egress { namespace, pods, service_accounts, audit: _, udp_filtering: _ } => {
                 let account = workload.service_account.as_ref();
                 *namespace == workload.namespace
                     && pods.matches(&workload.labels)
@@ -177,7 +188,16 @@ impl Compiled {
         let is_audit = |policy: &CompiledPolicy| matches!(policy.kind, Kind::Egress { audit: true, .. });
         let enforcing: Vec<_> = policies.iter().copied().filter(|policy| !is_audit(policy)).collect();
         let trial = (enforcing.len() < policies.len()).then(|| Tiers::new(policies));
-        Self { node: node.clone(), enforced: Tiers::new(&enforcing), trial }
+        let is_open = |policy: &&CompiledPolicy| {
+            let open = UdpFiltering::EndpointIndependent;
+            matches!(policy.kind, Kind::Egress { udp_filtering, .. } if udp_filtering == open)
+        };
+        let udp_filtering = if enforcing.iter().any(is_open) {
+            UdpFiltering::EndpointIndependent
+        } else {
+            UdpFiltering::AddressAndPortDependent
+        };
+        Self { node: node.clone(), enforced: Tiers::new(&enforcing), trial, udp_filtering }
     }
 }
 
@@ -269,6 +289,7 @@ impl Compiler<'_> {
                 pods: policy.pod_selector.clone(),
                 service_accounts: policy.service_accounts.clone(),
                 audit,
+                udp_filtering: policy.udp_filtering,
             },
         }
     }

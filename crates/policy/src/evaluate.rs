@@ -7,6 +7,7 @@ use crate::compile::{Compiled, Node, NodeDefault, Tier, Tiers};
 use crate::decision::{
     Decision, DenyReason, FlowQuery, Permit, Protocol, Refusal, RuleId, UpstreamRef, Verdict,
 };
+use crate::model::UdpFiltering;
 use crate::names::DomainName;
 use crate::networks;
 use crate::ports::Ordinal;
@@ -33,6 +34,14 @@ impl WorkloadPolicy {
     /// Refuses every flow, for pods whose policy is not there.
     pub fn deny_all(reason: DenyReason) -> Self {
         Self(Source::DenyAll(reason))
+    }
+
+    /// From whom the pod's open UDP ports take datagrams.
+    pub fn udp_filtering(&self) -> UdpFiltering {
+        match &self.0 {
+            Source::Compiled(compiled) => compiled.udp_filtering,
+            Source::DenyAll(_) => UdpFiltering::AddressAndPortDependent,
+        }
     }
 
     pub fn decide(&self, query: &FlowQuery<'_>) -> Decision {

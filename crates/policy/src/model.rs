@@ -35,6 +35,7 @@ pub struct EgressPolicy {
     pub priority: Priority,
     pub enforcement: Enforcement,
     pub dns: DnsMode,
+    pub udp_filtering: UdpFiltering,
     pub rules: Vec<Rule<EgressAction>>,
 }
 
@@ -60,6 +61,16 @@ pub enum Enforcement {
     Enforce,
     /// Refuses nothing and opens nothing: what it would have refused is recorded.
     Audit,
+}
+
+/// From whom a pod's open UDP port takes datagrams (RFC 4787 5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UdpFiltering {
+    /// From where it has sent one.
+    #[default]
+    AddressAndPortDependent,
+    /// From everybody whom policy lets it send to directly.
+    EndpointIndependent,
 }
 
 /// How names are learnt for the pods of a policy; carried here, enforced by the DNS interception.

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use tunproxy_policy::model::{ClusterAction, ClusterTier, EgressPolicy, Policies, Subject};
+use tunproxy_policy::model::{ClusterAction, ClusterTier, EgressPolicy, Policies, Subject, UdpFiltering};
 use tunproxy_policy::selector::{Operator, Requirement};
 use tunproxy_policy::{DenyReason, LabelSelector, NodeDefault, PolicySet, Workload, WorkloadPolicy};
 
@@ -53,6 +53,25 @@ fn a_policy_without_rules_denies_everything() {
         &["x.example"],
         "denied EgressPolicy/shop/none default no-rule-matched as x.example",
     );
+}
+
+#[test]
+fn one_enforcing_policy_that_selects_the_pod_opens_its_udp_ports() {
+    let open = UdpFiltering::EndpointIndependent;
+    let wide = |name: &str| EgressPolicy { udp_filtering: open, ..egress(name, 10, vec![]) };
+    let closed = UdpFiltering::AddressAndPortDependent;
+    for (policies, expected) in [
+        (vec![], closed),
+        (vec![egress("a", 10, vec![])], closed),
+        (vec![egress("a", 10, vec![]), wide("b")], open),
+        // An audit opens nothing.
+        (vec![audit(wide("a"))], closed),
+        (vec![EgressPolicy { namespace: "other".to_owned(), ..wide("a") }], closed),
+    ] {
+        let policy = compiled(&only(policies), NodeDefault::Allow);
+        assert_eq!(policy.udp_filtering(), expected);
+    }
+    assert_eq!(WorkloadPolicy::deny_all(DenyReason::NoPolicy).udp_filtering(), closed);
 }
 
 #[test]

@@ -38,6 +38,7 @@ fn policies(rules: Vec<Rule<EgressAction>>) -> Arc<WorkloadPolicy> {
         priority: Default::default(),
         enforcement: Enforcement::Enforce,
         dns: Default::default(),
+        udp_filtering: Default::default(),
         rules,
     }];
     let mut upstreams = KnownUpstreams::default();

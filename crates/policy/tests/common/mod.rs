@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use tunproxy_policy::model::{
     ClusterAction, ClusterEgressPolicy, ClusterTier, Destination, DnsMode, EgressAction, EgressPolicy,
-    Enforcement, Limits, Policies, PortMatch, PortRange, Priority, Rule, Subject,
+    Enforcement, Limits, Policies, PortMatch, PortRange, Priority, Rule, Subject, UdpFiltering,
 };
 use tunproxy_policy::{
     Decision, DomainName, DomainPattern, FlowQuery, LabelSelector, NodeDefault, NodeSettings, PolicySet,
@@ -91,6 +91,7 @@ pub fn egress(name: &str, level: u16, rules: Vec<Rule<EgressAction>>) -> EgressP
         priority: priority(level),
         enforcement: Enforcement::Enforce,
         dns: DnsMode::Observe,
+        udp_filtering: UdpFiltering::default(),
         rules,
     }
 }
