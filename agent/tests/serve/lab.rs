@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::Signal;
 use serde_json::Value;
 use tunproxy_ipc::{
@@ -144,7 +144,8 @@ fn stop(agent: &Background) {
 
 /// A connection to the agent that is nobody's client: it need not wait for an answer.
 pub fn seqpacket(path: &Path) -> Connection {
-    let socket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    // Close-on-exec: a program that another test starts just now would keep the connection open.
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
     Connection::from(socket)
 }
