@@ -203,7 +203,7 @@ impl Pod {
             let room = self.stack.downlink_room(&env.cx(), id);
             if room == 0 {
                 if socket.failed {
-                    self.stack.upstream_reset(&mut env.cx(), id);
+                    self.reset(env, id);
                 }
                 return false;
             }
@@ -212,7 +212,7 @@ impl Pod {
                 // A reset that a write has met already leaves nothing to read but an end that is none.
                 Ok((0, _)) if socket.failed => {
                     socket.readable = false;
-                    self.stack.upstream_reset(&mut env.cx(), id);
+                    self.reset(env, id);
                     return false;
                 }
                 Ok((0, _)) => {
@@ -237,12 +237,18 @@ impl Pod {
                 }
                 Err(_) => {
                     socket.readable = false;
-                    self.stack.upstream_reset(&mut env.cx(), id);
+                    self.reset(env, id);
                     return false;
                 }
             }
         }
         true
+    }
+
+    /// Passes a reset on, behind what the upstream sent before it.
+    fn reset(&mut self, env: &mut Env<'_>, flow: FlowId) {
+        self.transmit(env);
+        self.stack.upstream_reset(&mut env.cx(), flow);
     }
 
     /// Writes to the upstream what the pod has sent, as far as the socket takes it.
