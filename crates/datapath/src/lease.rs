@@ -52,16 +52,6 @@ impl Leases {
         }
     }
 
-    /// Drops what resolvers said that are not trusted any more.
-    pub(crate) fn keep_of(&mut self, trusted: impl Fn(IpAddr) -> bool) {
-        self.by_address.retain(|_, leases| {
-            leases.retain(|lease| trusted(lease.resolver));
-            !leases.is_empty()
-        });
-        // An address that is learnt again is queued again.
-        self.order.retain(|address| self.by_address.contains_key(address));
-    }
-
     fn make_room(&mut self, address: IpAddr) {
         if self.by_address.contains_key(&address) {
             return;
@@ -73,10 +63,17 @@ impl Leases {
         self.order.push_back(address);
     }
 
-    /// The names of `address`, the latest last.
-    pub fn names(&self, now: Instant, address: IpAddr) -> Vec<DomainName> {
+    /// The names of `address`, the latest last, of those resolvers that are `trusted` now: what another shard has learnt may
+    /// be of one whose trust has ended since.
+    pub(crate) fn names(
+        &self,
+        now: Instant,
+        address: IpAddr,
+        trusted: impl Fn(IpAddr) -> bool,
+    ) -> Vec<DomainName> {
         let leases = self.by_address.get(&address).map_or(&[][..], Vec::as_slice);
-        leases.iter().filter(|lease| lease.until > now).map(|lease| lease.name.clone()).collect()
+        let holds = |lease: &&Lease| lease.until > now && trusted(lease.resolver);
+        leases.iter().filter(holds).map(|lease| lease.name.clone()).collect()
     }
 }
 
@@ -92,7 +89,12 @@ mod tests {
     }
 
     fn names(leases: &Leases, now: Instant, last: u8) -> Vec<String> {
-        leases.names(now, IpAddr::from([192, 0, 2, last])).iter().map(ToString::to_string).collect()
+        names_of(leases, now, last, |_| true)
+    }
+
+    fn names_of(leases: &Leases, now: Instant, last: u8, trusted: impl Fn(IpAddr) -> bool) -> Vec<String> {
+        let names = leases.names(now, IpAddr::from([192, 0, 2, last]), trusted);
+        names.iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -130,14 +132,8 @@ mod tests {
         leases.learn(now, RESOLVER, &answer("a.example", 1, 10));
         leases.learn(now, other, &answer("b.example", 1, 10));
         leases.learn(now, other, &answer("c.example", 2, 10));
-        leases.keep_of(|resolver| resolver == RESOLVER);
-        assert_eq!(names(&leases, now, 1), ["a.example"]);
-        assert!(names(&leases, now, 2).is_empty());
-        // Learnt again, it has one place in the order, not two: the oldest is the one that gives way.
-        leases.learn(now, RESOLVER, &answer("c.example", 2, 10));
-        leases.learn(now, RESOLVER, &answer("d.example", 3, 10));
-        assert!(names(&leases, now, 1).is_empty());
-        assert_eq!(names(&leases, now, 2), ["c.example"]);
-        assert_eq!(leases.order.len(), 2);
+        let trusted = |resolver| resolver == RESOLVER;
+        assert_eq!(names_of(&leases, now, 1, trusted), ["a.example"]);
+        assert!(names_of(&leases, now, 2, trusted).is_empty());
     }
 }

@@ -493,7 +493,7 @@ impl Stack {
 
     /// From now on, these resolvers' answers bind names; those of others do no more.
     pub fn set_resolvers(&mut self, resolvers: Arc<[IpAddr]>) {
-        self.shared.set_resolvers(resolvers);
+        self.shared.config.resolvers = resolvers;
     }
 
     /// Other upstreams that the node itself carries (see [`StackConfig::direct`]) from now on; takes effect on live flows with

@@ -58,7 +58,8 @@ impl Shared {
 
     /// The names leased for an address.
     pub(crate) fn names(&self, now: Instant, address: IpAddr) -> Vec<DomainName> {
-        self.common.wide().leases.names(now, address)
+        let trusted = |resolver| is_trusted(&self.config, resolver);
+        self.common.wide().leases.names(now, address, trusted)
     }
 
     /// Asks policy again about a flow that lives under `permit`: the name it has is the name it keeps.
@@ -103,12 +104,6 @@ impl Shared {
     /// Whether the node itself carries what this permit allows, datagrams too.
     pub(crate) fn is_direct(&self, permit: &Permit) -> bool {
         permit.upstream().is_direct() || self.config.direct.contains(permit.upstream())
-    }
-
-    pub(crate) fn set_resolvers(&mut self, resolvers: Arc<[IpAddr]>) {
-        self.config.resolvers = resolvers;
-        let config = &self.config;
-        self.common.wide().leases.keep_of(|resolver| is_trusted(config, resolver));
     }
 
     pub(crate) fn learn(&mut self, now: Instant, resolver: IpAddr, answer: &Answer) {
@@ -349,7 +344,10 @@ impl Budget {
     }
 
     fn take_above(&mut self, now: Instant, kept: u64) -> bool {
-        let elapsed = self.filled.map_or(0, |filled| (now - filled).total_micros());
+        // Threads share a bucket, and one may be a little behind: time does not go back, nor pass twice.
+        let filled = self.filled.unwrap_or(now);
+        let now = now.max(filled);
+        let elapsed = (now - filled).total_micros();
         self.filled = Some(now);
         let filled = self.tokens.saturating_add(elapsed.saturating_mul(u64::from(self.rate)));
         self.tokens = filled.min(self.full());
@@ -377,5 +375,11 @@ mod tests {
         assert_eq!((0..100).filter(|_| budget.take(start)).count(), 10);
         let later = start + Duration::from_millis(500);
         assert_eq!((0..100).filter(|_| budget.take(later)).count(), 5);
+        // Clocks of two threads, a second apart.
+        let ahead = later + Duration::from_secs(1);
+        assert_eq!(
+            (0..100).filter(|turn| budget.take(if turn % 2 == 0 { ahead } else { later })).count(),
+            10
+        );
     }
 }
