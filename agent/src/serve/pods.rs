@@ -324,7 +324,7 @@ impl Pods {
                 return;
             }
             Presence::Unknown(problem) => problem,
-            Presence::There(namespace) => match reopen(&namespace, &attachment) {
+            Presence::There(namespace) => match reopen(&namespace, &attachment, self.settings.queues) {
                 Ok(queues) => match self.serve(table, attachment.clone(), queues) {
                     Ok(_) => {
                         tracing::info!(%key, "served again");

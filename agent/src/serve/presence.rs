@@ -23,8 +23,13 @@ pub(super) fn namespace_of(attachment: &Attachment) -> Presence {
     }
 }
 
-pub(super) fn reopen(namespace: &NetNs, attachment: &Attachment) -> Result<Vec<OwnedFd>, TunError> {
-    Ok(tun::reopen_in(namespace, &attachment.tun_name, attachment.queues)?.queues)
+/// As many queues as the agent's settings of today ask for, not those of when the pod was attached.
+pub(super) fn reopen(
+    namespace: &NetNs,
+    attachment: &Attachment,
+    queues: u16,
+) -> Result<Vec<OwnedFd>, TunError> {
+    Ok(tun::reopen_in(namespace, &attachment.tun_name, queues)?.queues)
 }
 
 /// The descriptors of an Attach: the namespace it speaks of, then the queues, as many as it says.

@@ -16,6 +16,9 @@ use super::{Command, Dialer, FlowSink, Handle, PodId, ShardConfig, WorkersConfig
 
 const EVENTS: usize = 256;
 
+/// Commands, packets from other workers among them, before the pods have their turn.
+const COMMANDS: usize = 64;
+
 /// A worker with nothing to do for so long lets go of its spare buffers.
 const IDLE: std::time::Duration = std::time::Duration::from_millis(50);
 
@@ -198,7 +201,8 @@ impl EventLoop {
 
     /// Carries out what was asked; `false`: the worker is to end.
     fn handle_commands(&mut self, own: &Handle) -> bool {
-        while let Ok(command) = self.commands.try_recv() {
+        for _ in 0..COMMANDS {
+            let Ok(command) = self.commands.try_recv() else { return true };
             let now = clock::now();
             match command {
                 // Who asked may have gone; the work is done all the same.
@@ -234,6 +238,10 @@ impl EventLoop {
                 }
                 Command::Stop => return false,
             }
+        }
+        // There may be more, and the waker tells of an edge once; the pods have their turn first.
+        if let Err(error) = own.waker.wake() {
+            tracing::error!(%error, "a worker cannot be woken");
         }
         true
     }

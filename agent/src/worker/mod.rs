@@ -25,6 +25,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 use std::{fmt, io};
@@ -40,7 +41,7 @@ pub use descriptors::raise_descriptor_limit;
 use descriptors::{Descriptors, Lease, Share};
 use event_loop::EventLoop;
 use handover::{Siblings, Waiting};
-use queues::Spreading;
+use queues::{Hand, Spreading};
 pub use tap::Probe;
 
 /// Workers that serve one pod, and queues that its TUN should have: more of them cost descriptors and win little.
@@ -190,7 +191,7 @@ struct ShardConfig {
     id: PodId,
     workload: Arc<Workload>,
     stack: Stack,
-    queues: Vec<OwnedFd>,
+    hand: Hand,
     vnet_header: bool,
     descriptors: Arc<Share>,
     siblings: Arc<Siblings>,
@@ -199,7 +200,7 @@ struct ShardConfig {
 enum Command {
     Attach(Box<ShardConfig>, Sender<io::Result<()>>),
     Detach(PodId, Sender<()>),
-    ReplaceQueues(PodId, Vec<OwnedFd>, Sender<io::Result<()>>),
+    ReplaceQueues(PodId, Hand, Sender<io::Result<()>>),
     SetRules(PodId, Box<PodRules>),
     Snapshot(Sender<Vec<PodSnapshot>>),
     Dialed(Dialed),
@@ -240,6 +241,15 @@ impl Handle {
     }
 }
 
+impl Handle {
+    /// Sends a command and waits for what came of it.
+    fn ask(&self, command: impl FnOnce(Sender<io::Result<()>>) -> Command) -> io::Result<()> {
+        let (answer, wait) = mpsc::channel();
+        self.send(command(answer));
+        wait.recv().map_err(|_| io::Error::other("the worker has ended"))?
+    }
+}
+
 /// The running workers. Dropping it stops them.
 pub struct Workers {
     handles: Vec<Handle>,
@@ -247,6 +257,8 @@ pub struct Workers {
     config: WorkersConfig,
     descriptors: Arc<Descriptors>,
     spreading: Spreading,
+    /// Packets of all pods that wait for another worker.
+    handed_over: Arc<AtomicUsize>,
 }
 
 impl Workers {
@@ -262,6 +274,7 @@ impl Workers {
             config: config.clone(),
             descriptors: Descriptors::new(),
             spreading: Spreading::start(count),
+            handed_over: Arc::default(),
         };
         for number in 0..count {
             let (commands, receiver) = mpsc::channel();
@@ -291,7 +304,7 @@ impl Workers {
     pub fn attach(&self, pod: PodConfig) -> io::Result<()> {
         let handles: Vec<Handle> = self.shards_of(pod.id).cloned().collect();
         let id = pod.id;
-        let queues = self.spreading.deal(pod.queues, handles.len())?;
+        let hands = self.spreading.deal(pod.queues, handles.len())?;
         let descriptors = self.descriptors.share();
         let mut seed = [0; 16];
         rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
@@ -309,19 +322,22 @@ impl Workers {
             seed,
         };
         let stacks = Stack::shards(&stack, handles.len());
-        let siblings = Arc::new(Siblings::new(handles.clone()));
-        let shard = |(queues, stack)| ShardConfig {
+        let siblings = Arc::new(Siblings::new(handles.clone(), &self.handed_over));
+        let shard = |(hand, stack)| ShardConfig {
             id,
             workload: pod.workload.clone(),
             stack,
-            queues,
+            hand,
             vnet_header: pod.vnet_header,
             descriptors: descriptors.clone(),
             siblings: siblings.clone(),
         };
-        let shards = queues.into_iter().zip(stacks).map(shard);
-        let commands = shards.map(|shard| move |answer| Command::Attach(Box::new(shard), answer));
-        let attached: io::Result<()> = ask_each(&handles, commands).into_iter().collect();
+        let shards: Vec<_> = hands.into_iter().zip(stacks).map(shard).collect();
+        // The first comes last: it is the one that hands packets over.
+        let attached =
+            handles.iter().zip(shards).rev().try_for_each(|(handle, shard)| {
+                handle.ask(|answer| Command::Attach(Box::new(shard), answer))
+            });
         if attached.is_err() {
             self.detach(id);
         }
@@ -330,15 +346,11 @@ impl Workers {
 
     /// Ends a pod's flows and closes its TUN. Returns when that is done.
     pub fn detach(&self, pod: PodId) {
-        let waits: Vec<_> = self
-            .shards_of(pod)
-            .map(|handle| {
-                let (answer, wait) = mpsc::channel();
-                handle.send(Command::Detach(pod, answer));
-                wait
-            })
-            .collect();
-        for wait in waits {
+        let handles: Vec<&Handle> = self.shards_of(pod).collect();
+        // In reverse, as in `replace_queues`: the next who serves the pod may have opened its queues already.
+        for handle in handles.into_iter().rev() {
+            let (answer, wait) = mpsc::channel();
+            handle.send(Command::Detach(pod, answer));
             let _ = wait.recv();
         }
     }
@@ -346,11 +358,16 @@ impl Workers {
     /// Serves the pod's TUN through other queues of it; the flows go on. What waits in the old ones is lost, as in a queue
     /// that overflows. On an error some of the old ones may stay.
     pub fn replace_queues(&self, pod: PodId, queues: Vec<OwnedFd>) -> io::Result<()> {
-        let handles: Vec<Handle> = self.shards_of(pod).cloned().collect();
-        let queues = self.spreading.deal(queues, handles.len())?;
-        let commands =
-            queues.into_iter().map(|queues| move |answer| Command::ReplaceQueues(pod, queues, answer));
-        ask_each(&handles, commands).into_iter().collect()
+        let handles: Vec<&Handle> = self.shards_of(pod).collect();
+        let hands = self.spreading.deal(queues, handles.len())?;
+        let mut replaced = Ok(());
+        // The kernel gives the number of a queue that is closed to the last one that is open. Closed from the last to the
+        // first, the old ones leave their numbers to the new ones in their order.
+        for (handle, hand) in handles.into_iter().zip(hands).rev() {
+            let result = handle.ask(|answer| Command::ReplaceQueues(pod, hand, answer));
+            replaced = replaced.and(result);
+        }
+        replaced
     }
 
     /// Puts other rules in force; what is no longer allowed is reset.
@@ -410,21 +427,6 @@ impl Workers {
             }
         }
     }
-}
-
-/// Gives each worker its command, then waits for all of them.
-fn ask_each<C: FnOnce(Sender<io::Result<()>>) -> Command>(
-    handles: &[Handle],
-    commands: impl Iterator<Item = C>,
-) -> Vec<io::Result<()>> {
-    let ask = |(handle, command): (&Handle, C)| {
-        let (answer, wait) = mpsc::channel();
-        handle.send(command(answer));
-        wait
-    };
-    let waits: Vec<_> = handles.iter().zip(commands).map(ask).collect();
-    let ended = |_| io::Error::other("the worker has ended");
-    waits.into_iter().map(|wait| wait.recv().map_err(ended)?).collect()
 }
 
 impl Drop for Workers {

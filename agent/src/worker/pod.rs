@@ -8,13 +8,16 @@ use std::{io, mem};
 use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
-use tunproxy_datapath::{Account, Action, Cx, Input, Instant, MappingId, PacketBuf, Pool, Stack, vnet};
+use tunproxy_datapath::{
+    Account, Action, Counters, Cx, DropReason, Input, Instant, MappingId, PacketBuf, Pool, Stack, vnet,
+};
 use tunproxy_policy::Workload;
 
 use super::datagram_run::{DatagramRun, Sending};
 use super::descriptors::Share;
 use super::handover::Siblings;
 use super::icmp_io::EchoSocket;
+use super::queues::Hand;
 use super::tap::Taps;
 use super::tcp_io::FlowSocket;
 use super::token::{Generation, Source, pack};
@@ -75,7 +78,7 @@ impl Pod {
             index,
             id: config.id,
             stack: config.stack,
-            queues: open_queues(registry, index, config.queues, config.vnet_header)?,
+            queues: open_queues(registry, index, config.hand, config.vnet_header)?,
             vnet_header: config.vnet_header,
             flows: Vec::new(),
             mappings: Vec::new(),
@@ -191,7 +194,9 @@ impl Pod {
         // What becomes of it, another worker knows, and captures it.
         let elsewhere = matches!(input, Input::Elsewhere { .. });
         self.handle_input(env, buffer, input);
-        if let Some(held) = held.filter(|_| !elsewhere) {
+        let lost = |now: &Counters| now.dropped(DropReason::Handover) > before.dropped(DropReason::Handover);
+        let handed = elsewhere && !lost(self.stack.counters());
+        if let Some(held) = held.filter(|_| !handed) {
             self.taps.give(&held, &self.stack, env.now, Some(&before));
         }
     }
@@ -322,8 +327,8 @@ impl Pod {
     }
 
     /// See [`super::Workers::replace_queues`].
-    pub(super) fn replace_queues(&mut self, env: &mut Env<'_>, queues: Vec<OwnedFd>) -> io::Result<()> {
-        let new = open_queues(env.registry, self.index, queues, self.vnet_header)?;
+    pub(super) fn replace_queues(&mut self, env: &mut Env<'_>, hand: Hand) -> io::Result<()> {
+        let new = open_queues(env.registry, self.index, hand, self.vnet_header)?;
         let old = mem::replace(&mut self.queues, new);
         close_queues(env.registry, old);
         self.drain(env);
@@ -361,14 +366,12 @@ impl Pod {
 }
 
 /// All of them, or none is left registered.
-fn open_queues(
-    registry: &Registry,
-    index: usize,
-    fds: Vec<OwnedFd>,
-    vnet_header: bool,
-) -> io::Result<Vec<Queue>> {
-    let mut queues = Vec::with_capacity(fds.len());
-    for (number, fd) in fds.into_iter().enumerate() {
+fn open_queues(registry: &Registry, index: usize, hand: Hand, vnet_header: bool) -> io::Result<Vec<Queue>> {
+    if !hand.reads {
+        return Ok(hand.queues.into_iter().map(|fd| Queue::for_writing(fd, vnet_header)).collect());
+    }
+    let mut queues = Vec::with_capacity(hand.queues.len());
+    for (number, fd) in hand.queues.into_iter().enumerate() {
         let token = pack(index, Source::Tun(number as u16), Generation::NONE);
         if let Err(error) = register(registry, &fd, token, Interest::READABLE) {
             close_queues(registry, queues);

@@ -11,6 +11,12 @@ use tunproxy_linux_net::tun::{Mix, QueueProgram};
 #[derive(Debug)]
 pub(super) struct Spreading(Option<QueueProgram>);
 
+/// What a shard has of the TUN.
+pub(super) struct Hand {
+    pub(super) queues: Vec<OwnedFd>,
+    pub(super) reads: bool,
+}
+
 impl Spreading {
     pub(super) fn start(workers: usize) -> Self {
         if workers < 2 {
@@ -24,24 +30,24 @@ impl Spreading {
         Self(loaded.ok())
     }
 
-    /// Gives every one of `shards` a way to the TUN: queues of its own, or else a descriptor of another's.
-    pub(super) fn deal(&self, queues: Vec<OwnedFd>, shards: usize) -> io::Result<Vec<Vec<OwnedFd>>> {
+    /// Gives every one of `shards` a way to the TUN: queues of its own, or else another's to write to.
+    pub(super) fn deal(&self, queues: Vec<OwnedFd>, shards: usize) -> io::Result<Vec<Hand>> {
         if let (Some(program), [first, _, ..]) = (&self.0, &queues[..])
             && let Err(error) = program.attach(first)
         {
             tracing::debug!(%error, "the TUN spreads packets by the kernel's own rule");
         }
-        let mut hands: Vec<Vec<OwnedFd>> = Vec::new();
-        hands.resize_with(shards, Vec::new);
+        let mut hands: Vec<Hand> = Vec::new();
+        hands.resize_with(shards, || Hand { queues: Vec::new(), reads: true });
         for (number, queue) in queues.into_iter().enumerate() {
-            hands[number % shards].push(queue);
+            hands[number % shards].queues.push(queue);
         }
         for number in 1..shards {
-            if hands[number].is_empty()
-                && let Some(shared) = hands[0].first()
+            if hands[number].queues.is_empty()
+                && let Some(shared) = hands[0].queues.first()
             {
-                let shared = shared.try_clone()?;
-                hands[number].push(shared);
+                // Two that read one queue would put its packets out of order.
+                hands[number] = Hand { queues: vec![shared.try_clone()?], reads: false };
             }
         }
         Ok(hands)
@@ -63,22 +69,24 @@ mod tests {
 
     use super::*;
 
-    fn dealt(queues: usize, shards: usize) -> Vec<usize> {
+    /// How many queues each shard has, and how many of them to read from.
+    fn dealt(queues: usize, shards: usize) -> Vec<(usize, usize)> {
         let queues = (0..queues).map(|_| File::open("/dev/null").unwrap().into()).collect();
         let hands = Spreading(None).deal(queues, shards).unwrap();
-        let mut all: Vec<_> = hands.iter().flatten().map(AsRawFd::as_raw_fd).collect();
+        let mut all: Vec<_> = hands.iter().flat_map(|hand| &hand.queues).map(AsRawFd::as_raw_fd).collect();
         all.sort_unstable();
         all.dedup();
-        assert_eq!(all.len(), hands.iter().map(Vec::len).sum::<usize>());
-        hands.iter().map(Vec::len).collect()
+        assert_eq!(all.len(), hands.iter().map(|hand| hand.queues.len()).sum::<usize>());
+        let count = |hand: &Hand| (hand.queues.len(), if hand.reads { hand.queues.len() } else { 0 });
+        hands.iter().map(count).collect()
     }
 
     #[test]
     fn every_shard_has_a_queue() {
-        assert_eq!(dealt(2, 2), [1, 1]);
-        assert_eq!(dealt(4, 2), [2, 2]);
-        assert_eq!(dealt(3, 2), [2, 1]);
-        assert_eq!(dealt(1, 3), [1, 1, 1]);
+        assert_eq!(dealt(2, 2), [(1, 1), (1, 1)]);
+        assert_eq!(dealt(4, 2), [(2, 2), (2, 2)]);
+        assert_eq!(dealt(3, 2), [(2, 2), (1, 1)]);
+        assert_eq!(dealt(1, 3), [(1, 1), (1, 0), (1, 0)]);
     }
 
     /// Sends through the TUN's routes: connects to many ports, and datagrams small and large.
@@ -136,7 +144,7 @@ mod tests {
         let to = ["10.9.0.77", "fd09::77"].map(|text| text.parse().unwrap());
         namespace.run(|| send(to)).unwrap();
         let mut seen = [(0, 0); 3];
-        for (number, queue) in hands.iter().map(|hand| &hand[0]).enumerate() {
+        for (number, queue) in hands.iter().map(|hand| &hand.queues[0]).enumerate() {
             let mut buffer = vec![0; 70_000];
             while let Ok(len) = read(queue, &mut buffer) {
                 let ip = &buffer[vnet::LEN..len];

@@ -1,20 +1,24 @@
 //! Pods whose TUN is a socket pair: what a turn is, what becomes of a dial that is given up, and which worker gets what.
 
-use std::net::SocketAddr;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
-use mio::Poll;
+use mio::{Events, Poll};
+use rustix::io::read;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
+use socket2::SockRef;
 use tunproxy_datapath::{DropReason, Instant, PacketBuf, Pool, vnet};
 use tunproxy_policy::model::Policies;
 use tunproxy_policy::{NodeDefault, NodeSettings, PolicySet};
-use tunproxy_testkit::packet;
+use tunproxy_testkit::packet::{self, flags};
 
 use super::datagram_run::DatagramRun;
 use super::pod::{Env, Pod};
-use super::token::{Source, WAKER};
+use super::token::{Source, WAKER, unpack};
 use super::*;
 
 /// Keeps what it is given, and notes whether the connect was given up.
@@ -133,10 +137,10 @@ fn shard_config(tun: OwnedFd, descriptors: Arc<Share>) -> ShardConfig {
         id: PodId(1),
         workload,
         stack,
-        queues: vec![tun],
+        hand: Hand { queues: vec![tun], reads: true },
         vnet_header: true,
         descriptors,
-        siblings: Arc::new(Siblings::new(Vec::new())),
+        siblings: Arc::new(Siblings::new(Vec::new(), &Arc::default())),
     }
 }
 
@@ -184,6 +188,54 @@ fn a_dial_that_is_given_up_keeps_its_place_until_its_socket_is_gone() {
     assert_eq!(bench.descriptors.used(), 0);
 }
 
+/// The next TCP segment for the pod: flags, sequence number and payload.
+fn next_segment(wire: &OwnedFd) -> Option<(u8, u32, Vec<u8>)> {
+    let mut packet = vec![0; 70_000];
+    let len = read(wire, &mut packet).ok()?;
+    let segment = &packet[vnet::LEN + 20..len];
+    let header = usize::from(segment[12] >> 4) * 4;
+    Some((segment[13], u32::from_be_bytes(segment[4..8].try_into().unwrap()), segment[header..].to_vec()))
+}
+
+#[test]
+fn what_an_upstream_sent_before_its_reset_gets_to_the_pod() {
+    let (mut bench, mut pod) = Bench::new();
+    bench.inject(&packet::Tcp::syn(pod_end(), web(), 1, 1_460).build());
+    bench.service(&mut pod);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let upstream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    upstream.set_nonblocking(true).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    bench.silent.dials.lock().unwrap().pop().unwrap().finish(Ok(upstream.into()));
+    let Ok(Command::Dialed(dialed)) = bench.commands.try_recv() else { panic!("no word of the dial") };
+    bench.with(|env, _| pod.dialed(env, dialed));
+    let (_, number, _) = next_segment(&bench.wire).expect("a SYN|ACK");
+    let segment =
+        packet::Tcp { seq: 2, ack: number + 1, flags: flags::ACK, ..packet::Tcp::new(pod_end(), web()) };
+    bench.inject(&segment.build());
+    bench.service(&mut pod);
+
+    // Both are there before the worker looks.
+    server.write_all(b"413 too large").unwrap();
+    SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(server);
+    let mut events = Events::with_capacity(8);
+    let mut seen: Vec<(u8, u32, Vec<u8>)> = Vec::new();
+    while !seen.iter().any(|(bits, ..)| bits & flags::RST != 0) {
+        bench.poll.poll(&mut events, Some(Duration::from_mins(1))).unwrap();
+        assert!(!events.is_empty(), "{seen:?}");
+        for event in events.iter().filter(|event| event.token() != WAKER) {
+            let (_, source, generation) = unpack(event.token());
+            bench.with(|env, _| pod.handle_event(env, source, generation, event));
+        }
+        bench.service(&mut pod);
+        seen.extend(std::iter::from_fn(|| next_segment(&bench.wire)));
+    }
+    let octets: Vec<u8> = seen.iter().flat_map(|(_, _, payload)| payload.clone()).collect();
+    assert_eq!(octets, b"413 too large", "{seen:?}");
+    assert!(seen.last().unwrap().0 & flags::RST != 0, "the reset comes last: {seen:?}");
+}
+
 /// Workers that serve one pod, whose TUN has a queue for each.
 struct Shards {
     workers: Workers,
@@ -216,7 +268,7 @@ impl Shards {
 
     /// Waits, as long as a minute, until the pod's counters and flows are as wanted.
     fn wait(&self, wanted: impl Fn(&PodSnapshot) -> bool) -> PodSnapshot {
-        let end = std::time::Instant::now() + std::time::Duration::from_mins(1);
+        let end = std::time::Instant::now() + Duration::from_mins(1);
         loop {
             // Asking is a round through both workers: no busy wait.
             let pods = self.workers.snapshot();

@@ -20,6 +20,11 @@ impl Queue {
         Self { fd, vnet_header, readable: true }
     }
 
+    /// One that somebody else reads.
+    pub(super) fn for_writing(fd: OwnedFd, vnet_header: bool) -> Self {
+        Self { readable: false, ..Self::new(fd, vnet_header) }
+    }
+
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
