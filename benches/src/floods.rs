@@ -34,9 +34,12 @@ const ROWS: [(Flood, &str); 4] = [
 /// Ports that SYNs come from: more than may be pending, so that bounds are part of what is measured.
 const SYN_PORTS: std::ops::Range<u16> = 20_000..50_000;
 
-struct Pair {
+/// A quiet pod and those that flood.
+struct Pods {
     quiet: Pod,
-    other: Pod,
+    /// Its own: one that has flooded with SYNs finds no room for connections for half a minute.
+    bulk: Pod,
+    packets: Pod,
 }
 
 pub fn measure(interrupt: &Interrupt, plan: &Plan, report: &mut Report) -> Result<()> {
@@ -45,21 +48,25 @@ pub fn measure(interrupt: &Interrupt, plan: &Plan, report: &mut Report) -> Resul
         return Ok(());
     }
     let lab = Lab::new(true)?;
-    let pair = |side, index| -> Result<Pair> {
-        Ok(Pair { quiet: lab.pod_of(side, "quiet", index)?, other: lab.pod_of(side, "other", index + 1)? })
+    let pods = |side, index| -> Result<Pods> {
+        Ok(Pods {
+            quiet: lab.pod_of(side, "quiet", index)?,
+            bulk: lab.pod_of(side, "bulk", index + 1)?,
+            packets: lab.pod_of(side, "packets", index + 2)?,
+        })
     };
-    let (routed, ours) = (pair(Side::Routed, 10)?, pair(Side::Ours, 12)?);
+    let (routed, ours) = (pods(Side::Routed, 10)?, pods(Side::Ours, 13)?);
     for round in 1..=plan.rounds {
         for (index, &(flood, name)) in rows.iter().enumerate() {
             eprintln!("round {round}/{}: {name}", plan.rounds);
             for side in plan.sides(round + index) {
                 interrupt.check()?;
-                let pair = if side == Side::Ours { &ours } else { &routed };
+                let pods = if side == Side::Ours { &ours } else { &routed };
                 // Packets by hand go into a TUN; the routed pod's interface wants neighbours' addresses too.
                 if side == Side::Routed && matches!(flood, Flood::Syns | Flood::Malformed) {
                     continue;
                 }
-                let measured = beside(&lab, pair, flood, plan.seconds)?;
+                let measured = beside(&lab, pods, flood, plan.seconds)?;
                 report.add(&Row::new(name, Unit::Micros), side, measured.value);
                 let p99 = measured.p99.context("no p99")?;
                 report.add(&Row::new(format!("{name}, p99"), Unit::Micros), side, p99);
@@ -69,33 +76,33 @@ pub fn measure(interrupt: &Interrupt, plan: &Plan, report: &mut Report) -> Resul
     Ok(())
 }
 
-fn beside(lab: &Lab, pair: &Pair, flood: Flood, seconds: f64) -> Result<Measured> {
+fn beside(lab: &Lab, pods: &Pods, flood: Flood, seconds: f64) -> Result<Measured> {
     let from = |pod: &Pod| Start { namespace: pod.namespace.clone(), via: None };
-    let quiet = || lab.load(&from(&pair.quiet), &[], &format!("round-trip {seconds}"));
+    let quiet = || lab.load(&from(&pods.quiet), &[], &format!("round-trip {seconds}"));
     let up = format!("bulk up 8 {}", seconds + 0.5);
     match flood {
         Flood::Nothing => quiet(),
         // A little longer than the quiet pod is measured; there is nothing that an end could be told by.
         Flood::Bulk => thread::scope(|scope| {
-            let bulk = scope.spawn(|| lab.load(&from(&pair.other), &[], &up));
+            let bulk = scope.spawn(|| lab.load(&from(&pods.bulk), &[], &up));
             let measured = quiet();
             bulk.join().expect("the flooding thread").context("the flood")?;
             measured
         }),
-        Flood::Syns => beside_packets(pair, &syns(lab, &pair.other)?, quiet),
-        Flood::Malformed => beside_packets(pair, &malformed(lab, &pair.other)?, quiet),
+        Flood::Syns => beside_packets(&pods.packets, &syns(lab, &pods.packets)?, quiet),
+        Flood::Malformed => beside_packets(&pods.packets, &malformed(lab, &pods.packets)?, quiet),
     }
 }
 
 fn beside_packets(
-    pair: &Pair,
+    pod: &Pod,
     packets: &[Vec<u8>],
     quiet: impl FnOnce() -> Result<Measured>,
 ) -> Result<Measured> {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let flood = scope.spawn(|| {
-            RawLink::with(&pair.other.namespace, "eth0", |link| {
+            RawLink::with(&pod.namespace, "eth0", |link| {
                 let endless = packets.iter().cycle().take_while(|_| !over.load(Ordering::Relaxed));
                 endless.inspect(|packet| link.send(packet)).count()
             })
