@@ -28,7 +28,8 @@ const READS: usize = 4;
 enum Stage {
     /// The dialer has it; it comes back as a connected socket. Held for its drop, which gives the connect up.
     Away(#[expect(dead_code, reason = "held for its drop")] Dialing),
-    Connecting(OwnedFd, SocketAddr),
+    /// The address in a box: thousands of sockets are connected, and few are about to be.
+    Connecting(OwnedFd, Box<SocketAddr>),
     Connected(OwnedFd),
 }
 
@@ -89,7 +90,7 @@ impl Pod {
             .and_then(|fd| register(env.registry, &fd, token, interest).map(|()| fd));
         match socket {
             Ok(fd) => {
-                let socket = FlowSocket::new(flow, Stage::Connecting(fd, target.dial), Some(lease));
+                let socket = FlowSocket::new(flow, Stage::Connecting(fd, Box::new(target.dial)), Some(lease));
                 store(&mut self.flows, flow.slot, socket);
             }
             Err(error) => {
@@ -163,7 +164,7 @@ impl Pod {
     fn finish_connect(&mut self, env: &mut Env<'_>, id: FlowId, event: &Event) -> bool {
         let Some(socket) = self.flow_socket_mut(id) else { return false };
         let Stage::Connecting(fd, to) = &socket.stage else { return false };
-        let to = *to;
+        let to = **to;
         // Only what failed has an error to ask for, and only what is through can be written to: no call says it again.
         if event.is_error()
             && let Ok(Err(errno)) = sockopt::socket_error(fd)
