@@ -19,26 +19,19 @@ pub(crate) struct RttEstimator {
     /// The shortest round trip, microseconds, and the second it is of.
     shortest: u32,
     shortest_at: u32,
-    /// What holds before the first sample.
-    initial: Duration,
     backoff: u8,
+    /// The handshake was, and measured nothing.
+    repeated: bool,
 }
 
 impl RttEstimator {
     pub(crate) fn new() -> Self {
-        Self {
-            smoothed: None,
-            variance: 0,
-            shortest: u32::MAX,
-            shortest_at: 0,
-            initial: INITIAL_RTO,
-            backoff: 0,
-        }
+        Self { smoothed: None, variance: 0, shortest: u32::MAX, shortest_at: 0, backoff: 0, repeated: false }
     }
 
     /// The handshake came to its end only after a time-out, so that it measured nothing.
     pub(crate) fn handshake_repeated(&mut self) {
-        self.initial = REPEATED_HANDSHAKE_RTO;
+        self.repeated = true;
     }
 
     /// Takes a measured round trip of a segment that was sent once (Karn).
@@ -81,7 +74,8 @@ impl RttEstimator {
 
     pub(crate) fn rto(&self) -> Duration {
         let base = match self.smoothed {
-            None => self.initial,
+            None if self.repeated => REPEATED_HANDSHAKE_RTO,
+            None => INITIAL_RTO,
             Some(smoothed) => {
                 let variance = Duration::from_micros(u64::from(self.variance) * 4);
                 Duration::from_micros(u64::from(smoothed)) + variance.max(MIN_VARIANCE)

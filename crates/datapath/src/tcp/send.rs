@@ -135,7 +135,8 @@ pub(crate) struct Sender {
     board: Board,
     rack: Option<Box<Rack>>,
     dup_acks: u8,
-    recovery: Option<Recovery>,
+    /// In a box: few flows repair anything.
+    recovery: Option<Box<Recovery>>,
     probe: Option<Probe>,
     probe_due: bool,
     cwnd: u32,

@@ -31,7 +31,7 @@ impl Sender {
         if self.board.lost() > 0 && self.recovery.is_none() {
             return Err("a loss is not being repaired".to_owned());
         }
-        if self.recovery.is_some_and(|recovery| self.una.at_or_after(recovery.point)) {
+        if self.repair().is_some_and(|recovery| self.una.at_or_after(recovery.point)) {
             return Err("a repair goes on behind its end".to_owned());
         }
         if self.early.is_some() && self.una == self.max {

@@ -101,10 +101,10 @@ impl Sender {
         let segments = (ack - self.board.start()).div_ceil(u32::from(self.mss));
         // Each duplicate stood for a segment that had arrived; the acknowledgment now speaks of those (RFC 6582 3.2).
         let left = duplicates.saturating_sub(segments.saturating_sub(1));
-        let gap = self.recovery.is_some_and(|recovery| recovery.cause == Cause::Gap);
+        let gap = self.repair().is_some_and(|recovery| recovery.cause == Cause::Gap);
         self.dup_acks = if gap && !self.sack { left as u8 } else { 0 };
 
-        let undoubted = self.recovery.filter(|recovery| recovery.from == self.board.start());
+        let undoubted = self.repair().filter(|recovery| recovery.from == self.board.start());
         let mut first = true;
         let mut late = false;
         let (rack, rtt) = (&mut self.rack, &mut self.rtt);
@@ -137,14 +137,14 @@ impl Sender {
     }
 
     pub(super) fn count_duplicate(&mut self) {
-        if self.recovery.is_none_or(|recovery| recovery.cause == Cause::Gap) {
+        if self.repair().is_none_or(|recovery| recovery.cause == Cause::Gap) {
             self.dup_acks = self.dup_acks.saturating_add(1);
         }
     }
 
     /// What follows from an acknowledgment: `delivered` octets arrived of `flight` that were under way.
     pub(super) fn react(&mut self, now: Instant, advanced: bool, delivered: u32, flight: u32) {
-        match self.recovery {
+        match self.repair() {
             Some(recovery) if self.una.at_or_after(recovery.point) => {
                 self.recovery = None;
                 self.dup_acks = 0;
@@ -255,13 +255,18 @@ impl Sender {
         }
     }
 
+    /// The repair that is under way.
+    pub(super) fn repair(&self) -> Option<Recovery> {
+        self.recovery.as_deref().copied()
+    }
+
     pub(super) fn begin_recovery(&mut self, now: Instant, cause: Cause) {
         // A time-out again, and nothing has come meanwhile: it is the same loss.
-        let same = self.recovery.filter(|old| old.cause == Cause::Timeout && old.from == self.una);
+        let same = self.repair().filter(|old| old.cause == Cause::Timeout && old.from == self.una);
         let (since, before) = same
             .map_or((now.total_millis() as u32, (self.cwnd, self.ssthresh)), |old| (old.since, old.before));
         self.rack();
-        self.recovery = Some(Recovery { cause, point: self.max, from: self.una, since, before });
+        self.recovery = Some(Box::new(Recovery { cause, point: self.max, from: self.una, since, before }));
         self.timed = None;
         self.probe = None;
     }
@@ -322,7 +327,7 @@ impl Sender {
     pub(super) fn next_hole(&mut self, limit: usize) -> Option<Piece> {
         let (start, end) = self.board.first_lost()?;
         let mss = u32::from(self.mss);
-        let timed_out = self.recovery.is_some_and(|recovery| recovery.cause == Cause::Timeout);
+        let timed_out = self.repair().is_some_and(|recovery| recovery.cause == Cause::Timeout);
         if self.window == 0 && timed_out {
             // The pod dropped what it had no room for: it is asked, not flooded.
             return None;
