@@ -26,7 +26,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::{fmt, io};
 
@@ -242,11 +242,16 @@ impl Handle {
 }
 
 impl Handle {
-    /// Sends a command and waits for what came of it.
-    fn ask(&self, command: impl FnOnce(Sender<io::Result<()>>) -> Command) -> io::Result<()> {
+    /// Sends a command; the answer comes later.
+    fn post<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Receiver<T> {
         let (answer, wait) = mpsc::channel();
         self.send(command(answer));
-        wait.recv().map_err(|_| io::Error::other("the worker has ended"))?
+        wait
+    }
+
+    /// Sends a command and waits for what came of it.
+    fn ask(&self, command: impl FnOnce(Sender<io::Result<()>>) -> Command) -> io::Result<()> {
+        self.post(command).recv().map_err(|_| io::Error::other("the worker has ended"))?
     }
 }
 
@@ -349,9 +354,7 @@ impl Workers {
         let handles: Vec<&Handle> = self.shards_of(pod).collect();
         // In reverse, as in `replace_queues`: the next who serves the pod may have opened its queues already.
         for handle in handles.into_iter().rev() {
-            let (answer, wait) = mpsc::channel();
-            handle.send(Command::Detach(pod, answer));
-            let _ = wait.recv();
+            let _ = handle.post(|answer| Command::Detach(pod, answer)).recv();
         }
     }
 
@@ -379,12 +382,7 @@ impl Workers {
 
     /// The counters of every pod, those of its shards together.
     pub fn snapshot(&self) -> Vec<PodSnapshot> {
-        let ask = |handle: &Handle| {
-            let (answer, wait) = mpsc::channel();
-            handle.send(Command::Snapshot(answer));
-            wait
-        };
-        let waits: Vec<_> = self.handles.iter().map(ask).collect();
+        let waits: Vec<_> = self.handles.iter().map(|handle| handle.post(Command::Snapshot)).collect();
         let mut pods: BTreeMap<PodId, PodSnapshot> = BTreeMap::new();
         for shard in waits.into_iter().flat_map(|wait| wait.recv().unwrap_or_default()) {
             match pods.entry(shard.id) {
@@ -401,12 +399,9 @@ impl Workers {
     /// Has every worker that serves the pod capture its packets until nobody reads from the probe's channel. Returns when
     /// all of them do.
     pub fn capture(&self, pod: PodId, probe: &Probe) {
-        let ask = |handle: &Handle| {
-            let (answer, wait) = mpsc::channel();
-            handle.send(Command::Capture(pod, Box::new(probe.clone()), answer));
-            wait
-        };
-        let waits: Vec<_> = self.handles.iter().map(ask).collect();
+        let ask =
+            |handle: &Handle| handle.post(|answer| Command::Capture(pod, Box::new(probe.clone()), answer));
+        let waits: Vec<_> = self.shards_of(pod).map(ask).collect();
         for wait in waits {
             let _ = wait.recv();
         }

@@ -4,7 +4,6 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use mio::{Events, Poll};
@@ -299,11 +298,7 @@ fn a_packet_on_any_queue_gets_to_its_flow() {
         .workers
         .handles
         .iter()
-        .map(|handle| {
-            let (answer, wait) = mpsc::channel();
-            handle.send(Command::Snapshot(answer));
-            wait.recv().unwrap()[0].flows
-        })
+        .map(|handle| handle.post(Command::Snapshot).recv().unwrap()[0].flows)
         .collect();
     assert!(flows.iter().all(|&flows| flows > 16), "{flows:?}");
     shards.workers.detach(PodId(1));
