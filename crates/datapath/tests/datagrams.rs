@@ -12,15 +12,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant as Wall;
 
-use common::{Engine, allow_all, config, policy, seconds};
+use common::{Engine, allow_all, config, egress, policy, rule, seconds};
 use tunproxy_datapath::{
     CloseReason, Cx, DialFailure, DropReason, Duration, EchoId, Input, Instant, IpFields, Limits, MappingId,
     Report, internet_checksum,
 };
-use tunproxy_policy::model::{
-    Destination, EgressAction, EgressPolicy, Enforcement, Policies, Rule, UdpFiltering,
-};
-use tunproxy_policy::{Decision, NodeDefault, Protocol, Workload, WorkloadPolicy};
+use tunproxy_policy::model::{Destination, EgressAction, EgressPolicy, Policies, UdpFiltering};
+use tunproxy_policy::{Decision, NodeDefault, Protocol, WorkloadPolicy};
 use tunproxy_testkit::packet;
 
 /// A pod and two hosts of one family.
@@ -90,28 +88,9 @@ fn deny_all() -> Arc<WorkloadPolicy> {
 
 /// The pod may send to all addresses but `denied`, and its ports take datagrams as `filtering` says.
 fn filtered(filtering: UdpFiltering, denied: IpAddr) -> Arc<WorkloadPolicy> {
-    let rule = |action, networks: &[IpAddr]| Rule {
-        name: None,
-        action,
-        to: networks
-            .iter()
-            .map(|&address| Destination::Networks { networks: vec![address.into()], except: Vec::new() })
-            .collect(),
-        ports: Vec::new(),
-        via: None,
-        limits: Default::default(),
-    };
-    let egress = vec![EgressPolicy {
-        namespace: Workload::default().namespace,
-        name: "calls".to_owned(),
-        pod_selector: Default::default(),
-        service_accounts: Vec::new(),
-        priority: Default::default(),
-        enforcement: Enforcement::Enforce,
-        dns: Default::default(),
-        udp_filtering: filtering,
-        rules: vec![rule(EgressAction::Deny, &[denied]), rule(EgressAction::Allow, &[])],
-    }];
+    let refused = Destination::Networks { networks: vec![denied.into()], except: Vec::new() };
+    let rules = vec![rule(EgressAction::Deny, vec![refused]), rule(EgressAction::Allow, Vec::new())];
+    let egress = vec![EgressPolicy { udp_filtering: filtering, ..egress(rules) }];
     policy(&Policies { egress, ..Policies::default() }, NodeDefault::Deny)
 }
 

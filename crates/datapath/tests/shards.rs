@@ -10,11 +10,8 @@ use tunproxy_datapath::{
     Action, Cx, DropReason, FlowRecord, Input, Instant, Limits, PacketBuf, Pool, Stack, StackConfig, shard,
     vnet,
 };
-use tunproxy_policy::model::{
-    Destination, EgressAction, EgressPolicy, Enforcement, KnownUpstreams, Policies, Rule,
-};
-use tunproxy_policy::selector::LabelSelector;
-use tunproxy_policy::{DomainPattern, NodeDefault, Workload, WorkloadPolicy};
+use tunproxy_policy::model::{Destination, EgressAction, Policies};
+use tunproxy_policy::{DomainPattern, NodeDefault, WorkloadPolicy};
 use tunproxy_testkit::packet;
 
 const RESOLVER: &str = "10.96.0.10:53";
@@ -22,26 +19,9 @@ const GOOD: &str = "192.0.2.1:443";
 
 /// Only `good.example` is allowed.
 fn only_good() -> Arc<WorkloadPolicy> {
-    let egress = vec![EgressPolicy {
-        namespace: Workload::default().namespace,
-        name: "names".to_owned(),
-        pod_selector: LabelSelector::default(),
-        service_accounts: Vec::new(),
-        priority: Default::default(),
-        enforcement: Enforcement::Enforce,
-        dns: Default::default(),
-        udp_filtering: Default::default(),
-        rules: vec![Rule {
-            name: None,
-            action: EgressAction::Allow,
-            to: vec![Destination::Domains(vec![DomainPattern::parse("good.example").unwrap()])],
-            ports: Vec::new(),
-            via: None,
-            limits: tunproxy_policy::model::Limits::default(),
-        }],
-    }];
-    let policies = Policies { egress, cluster: Vec::new(), upstreams: KnownUpstreams::default() };
-    common::policy(&policies, NodeDefault::Deny)
+    let good = Destination::Domains(vec![DomainPattern::parse("good.example").unwrap()]);
+    let egress = vec![common::egress(vec![common::rule(EgressAction::Allow, vec![good])])];
+    common::policy(&Policies { egress, ..Policies::default() }, NodeDefault::Deny)
 }
 
 fn address(text: &str) -> SocketAddr {
@@ -110,14 +90,6 @@ impl Shards {
     }
 }
 
-/// A query for good.example, and its answer.
-fn conversation() -> (Vec<u8>, Vec<u8>) {
-    let question = b"\x04good\x07example\x00\x00\x01\x00\x01";
-    let query = [&[0, 9, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], question].concat();
-    let answer = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1];
-    (query, [&[0, 9, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0][..], question, &answer].concat())
-}
-
 #[test]
 fn a_name_that_one_shard_learns_holds_in_all() {
     let mut shards = Shards::new(only_good(), Limits::default(), 3);
@@ -128,7 +100,7 @@ fn a_name_that_one_shard_learns_holds_in_all() {
         shards.inject(index, syn);
         assert_eq!(shards.connects(index), 0, "no name leads there yet");
     }
-    let (query, response) = conversation();
+    let (query, response) = common::conversation("good.example");
     let (input, _) = shards.inject(0, &packet::udp(pod(5_353), address(RESOLVER), &query));
     let Input::Datagram { mapping, .. } = input else { panic!("{input:?}") };
     shards.stacks[0].udp_reply(shards.now, mapping, address(RESOLVER), &response).unwrap();

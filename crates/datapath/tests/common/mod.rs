@@ -10,7 +10,7 @@ use tunproxy_datapath::{
     Action, Cx, DialFailure, Duration, FlowBegin, FlowId, FlowRecord, Input, Instant, Limits, Pool, Stack,
     StackConfig, Target, vnet,
 };
-use tunproxy_policy::model::Policies;
+use tunproxy_policy::model::{Destination, EgressAction, EgressPolicy, Enforcement, Policies, Rule};
 use tunproxy_policy::{NodeDefault, NodeSettings, PolicySet, UpstreamRef, Workload, WorkloadPolicy};
 use tunproxy_testkit::packet;
 use tunproxy_testkit::sim::PacketPeer;
@@ -28,6 +28,39 @@ pub fn policy(policies: &Policies, default: NodeDefault) -> Arc<WorkloadPolicy> 
         resolvers: vec![IpAddr::from([10, 96, 0, 10])],
     };
     Arc::new(PolicySet::compile(policies, settings).for_workload(&Workload::default()))
+}
+
+/// A rule for every port.
+pub fn rule(action: EgressAction, to: Vec<Destination>) -> Rule<EgressAction> {
+    Rule { name: None, action, to, ports: Vec::new(), via: None, limits: Default::default() }
+}
+
+/// An enforcing policy for the pod.
+pub fn egress(rules: Vec<Rule<EgressAction>>) -> EgressPolicy {
+    EgressPolicy {
+        namespace: Workload::default().namespace,
+        name: "rules".to_owned(),
+        pod_selector: Default::default(),
+        service_accounts: Vec::new(),
+        priority: Default::default(),
+        enforcement: Enforcement::Enforce,
+        dns: Default::default(),
+        udp_filtering: Default::default(),
+        rules,
+    }
+}
+
+/// A query for `name`, and the answer that it is 192.0.2.1.
+pub fn conversation(name: &str) -> (Vec<u8>, Vec<u8>) {
+    let question: Vec<u8> = name
+        .split('.')
+        .flat_map(|label| std::iter::once(label.len() as u8).chain(label.bytes()))
+        .chain([0, 0, 1, 0, 1])
+        .collect();
+    let query = [&[0, 9, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], &question].concat();
+    let answer = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1];
+    let response = [&[0, 9, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0][..], &question, &answer].concat();
+    (query, response)
 }
 
 pub fn config(policy: Arc<WorkloadPolicy>) -> StackConfig {

@@ -4,11 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tunproxy_datapath::{CloseReason, Cx, DialFailure, NameSource, UpstreamFailure};
-use tunproxy_policy::model::{
-    Destination, EgressAction, EgressPolicy, Enforcement, KnownUpstreams, Limits, Policies, Rule,
-};
-use tunproxy_policy::selector::LabelSelector;
-use tunproxy_policy::{DomainPattern, NodeDefault, Protocol, Workload, WorkloadPolicy};
+use tunproxy_policy::model::{Destination, EgressAction, KnownUpstreams, Policies, Rule};
+use tunproxy_policy::{DomainPattern, NodeDefault, Protocol, WorkloadPolicy};
 use tunproxy_testkit::packet;
 
 use crate::common::{self, config};
@@ -19,30 +16,14 @@ const RESOLVER: &str = "10.96.0.10:53";
 
 fn rule(action: EgressAction, names: &[&str], via: Option<&str>) -> Rule<EgressAction> {
     let patterns = names.iter().map(|name| DomainPattern::parse(name).expect("a pattern")).collect();
-    Rule {
-        name: None,
-        action,
-        to: vec![Destination::Domains(patterns)],
-        ports: Vec::new(),
-        via: via.map(str::to_owned),
-        limits: Limits::default(),
-    }
+    let via = via.map(str::to_owned);
+    Rule { via, ..common::rule(action, vec![Destination::Domains(patterns)]) }
 }
 
 fn policies(rules: Vec<Rule<EgressAction>>) -> Arc<WorkloadPolicy> {
-    let egress = vec![EgressPolicy {
-        namespace: Workload::default().namespace,
-        name: "names".to_owned(),
-        pod_selector: LabelSelector::default(),
-        service_accounts: Vec::new(),
-        priority: Default::default(),
-        enforcement: Enforcement::Enforce,
-        dns: Default::default(),
-        udp_filtering: Default::default(),
-        rules,
-    }];
     let mut upstreams = KnownUpstreams::default();
     upstreams.add_cluster("proxy");
+    let egress = vec![common::egress(rules)];
     common::policy(&Policies { egress, cluster: Vec::new(), upstreams }, NodeDefault::Deny)
 }
 
@@ -60,26 +41,13 @@ fn with(rules: Vec<Rule<EgressAction>>, names: &[&str]) -> Script {
     s
 }
 
-/// A query for `name`, and the answer that it has the shared address.
-fn conversation(name: &str) -> (Vec<u8>, Vec<u8>) {
-    let question: Vec<u8> = name
-        .split('.')
-        .flat_map(|label| std::iter::once(label.len() as u8).chain(label.bytes()))
-        .chain([0, 0, 1, 0, 1])
-        .collect();
-    let query = [&[0, 9, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], &question].concat();
-    let answer = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1];
-    let response = [&[0, 9, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0][..], &question, &answer].concat();
-    (query, response)
-}
-
 /// Lets the pod ask the trusted resolver for `name`, which answers with the shared address.
 fn resolve(s: &mut Script, name: &str) {
     resolve_with(s, RESOLVER, name);
 }
 
 fn resolve_with(s: &mut Script, resolver: &str, name: &str) {
-    let (query, response) = conversation(name);
+    let (query, response) = common::conversation(name);
     let resolver: SocketAddr = resolver.parse().expect("an address");
     let mapping = match s.engine.inject(s.now, &packet::udp(s.pod, resolver, &query)) {
         tunproxy_datapath::Input::Datagram { mapping, .. } => mapping,
@@ -177,7 +145,7 @@ fn an_untrusted_resolver_teaches_no_name() {
 /// RFC 7766: two octets of length before each message, which may come in any pieces.
 #[test]
 fn a_trusted_answer_over_tcp_teaches_a_name() {
-    let (query, response) = conversation("good.example");
+    let (query, response) = common::conversation("good.example");
     let framed = |message: &[u8]| [&(message.len() as u16).to_be_bytes(), message].concat();
     let mut s = with(vec![rule(EgressAction::Allow, &["good.example"], None)], &[]);
     let web = s.remote;
