@@ -11,7 +11,7 @@ use crate::lab::{Lab, Start};
 use crate::peers::Peer;
 use crate::report::{Goal, Measure, Report, Row, Side, Unit};
 use crate::rows::{LOADS, LoadRow, Through};
-use crate::{floods, growth, link, peers};
+use crate::{floods, growth, link, peers, policy_change};
 
 const PTP: &str = "ptp";
 const IDLE_MEMORY: &str = "memory per idle flow";
@@ -70,6 +70,7 @@ pub fn run(interrupt: &Interrupt, plan: &Plan) -> Result<()> {
         if plan.ours {
             growth::measure(interrupt, plan, &mut report)?;
             floods::measure(interrupt, plan, &mut report)?;
+            policy_change::measure(interrupt, plan, &mut report)?;
         }
         link::measure(interrupt, plan, &mut report)?;
         if plan.wants("ADD, DEL") {

@@ -1,8 +1,8 @@
 //! What is measured in: an outside with the load's server, a node with the agent and a SOCKS5 server, and pods.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -125,6 +125,14 @@ impl Lab {
         Ok(Held { child })
     }
 
+    /// Opens `count` connections over `pods`, and has each of them watched for its reset.
+    pub fn doom(&self, start: &Start, pods: &[Arc<Namespace>], count: usize) -> Result<Doomed> {
+        let mut command = self.client(start, pods);
+        let mut child = command.args(["doomed", &count.to_string()]).stdout(Stdio::piped()).spawn()?;
+        let output = read_ready(&mut child)?;
+        Ok(Doomed { child, output })
+    }
+
     fn client(&self, start: &Start, pods: &[Arc<Namespace>]) -> Command {
         let mut command = start.namespace.command(std::env::current_exe().unwrap_or_default());
         command.args(["load", &self.address.to_string()]);
@@ -195,6 +203,29 @@ impl Drop for Held {
     }
 }
 
+/// Connections that wait for their reset.
+pub struct Doomed {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Doomed {
+    /// When the last one came, in milliseconds since 1970.
+    pub fn last_reset(mut self) -> Result<f64> {
+        let mut text = String::new();
+        self.output.read_to_string(&mut text)?;
+        ensure!(self.child.wait()?.success(), "not every connection was reset");
+        Ok(serde_json::from_str::<Measured>(&text)?.value)
+    }
+}
+
+impl Drop for Doomed {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 fn network(name: &str, index: u8, agent: Option<&AgentProcess>) -> Result<Arc<CniNetwork>> {
     let name = format!("bench-{name}-{}", std::process::id());
     let Some(agent) = agent else {
@@ -235,12 +266,17 @@ fn start_server(outside: &Namespace, address: SocketAddr) -> Result<Child> {
 }
 
 fn wait_for_ready(child: &mut Child) -> Result<()> {
+    let mut reader = read_ready(child)?;
+    // The pipe stays open: a later line must not end the child.
+    std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+    Ok(())
+}
+
+fn read_ready(child: &mut Child) -> Result<BufReader<ChildStdout>> {
     let output = child.stdout.take().context("no standard output")?;
     let mut line = String::new();
     let mut reader = BufReader::new(output);
     reader.read_line(&mut line)?;
     ensure!(line.trim() == "ready", "the load generator said {line:?} instead of ready");
-    // The pipe stays open: a later line must not end the child.
-    std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
-    Ok(())
+    Ok(reader)
 }

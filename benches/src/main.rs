@@ -7,6 +7,7 @@ mod growth;
 mod lab;
 mod link;
 mod peers;
+mod policy_change;
 mod report;
 mod rows;
 mod server;
@@ -66,7 +67,8 @@ struct RunArgs {
     /// One short round: shows that everything runs, measures nothing worth keeping.
     #[arg(long)]
     quick: bool,
-    /// Measure only rows whose name holds TEXT: "TCP", "SOCKS5", "growth", "quiet pod", "link", "idle", "ADD".
+    /// Measure only rows whose name holds TEXT: "TCP", "SOCKS5", "growth", "quiet pod", "policy change", "link", "idle",
+    /// "ADD".
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// Measure pasta, tun2proxy and shadowsocks too, in the rows that they can have; FOLDER holds tun2proxy-bin and sslocal.

@@ -20,6 +20,7 @@ fn is_ours_alone(row: &str) -> bool {
     row.starts_with("memory ")
         || row.starts_with("CPU ")
         || row.starts_with("growth: ")
+        || row.starts_with("policy change: ")
         || row.contains("beside SYNs")
         || row.contains("beside malformed")
 }

@@ -1,10 +1,13 @@
 //! Policy on live traffic: reload, broken edits, flows that are no longer allowed, fairness of names.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::Value;
 use tunproxy_e2e::{Path, Report, World, WorldOptions, rows};
 use tunproxy_testkit::{Host, Namespace, root_or_skip, wait};
 
@@ -39,13 +42,12 @@ fn edits_take_effect_and_broken_ones_do_not() {
         Ok(())
     });
     report.row("a live flow is reset when its rule goes, and others are not", || {
-        let mut doomed = open(&world, &pod, Host::Web)?;
+        let doomed = open(&world, &pod, Host::Web)?;
         agent.write_policy("00.yaml", &policy(ALLOW_OTHER))?;
         wait::until_true("the new policy", LIMIT, || {
             reaches(&pod, Host::OtherWeb) && !reaches(&pod, Host::Web)
         })?;
-        let error = doomed.0.read(&mut [0]).err().context("an orderly end instead of a reset")?;
-        ensure!(error.kind() == ErrorKind::ConnectionReset, "{error}");
+        ensure_reset(&doomed.0)?;
         agent
             .wait_for_flow("the flow that the change ended", |flow| flow["close"] == "policy-changed")
             .map(drop)
@@ -71,6 +73,74 @@ fn edits_take_effect_and_broken_ones_do_not() {
         server.read_exact(&mut [0; 10])?;
         Ok(())
     });
+    report.row("no leak", || rows::no_leak(&world, Path::AfterPtp));
+    report.finish();
+}
+
+/// `count` connections of the pod to one server, with the server's ends.
+fn open_many(
+    world: &World,
+    pod: &Namespace,
+    host: Host,
+    count: usize,
+) -> Result<Vec<(TcpStream, TcpStream)>> {
+    let listener = world.topology.outside.tcp_listen(SocketAddr::new(host.v4().into(), 0))?;
+    let open = |_| {
+        let client = pod.tcp_connect(listener.local_addr()?, LIMIT)?;
+        client.set_read_timeout(Some(LIMIT))?;
+        let (server, _) = listener.accept()?;
+        server.set_read_timeout(Some(LIMIT))?;
+        Ok((client, server))
+    };
+    (0..count).map(open).collect()
+}
+
+fn ensure_reset(mut stream: &TcpStream) -> Result<()> {
+    let error = stream.read(&mut [0]).err().context("an orderly end instead of a reset")?;
+    ensure!(error.kind() == ErrorKind::ConnectionReset, "{error}");
+    Ok(())
+}
+
+#[test]
+fn thousands_of_flows_end_with_their_rule_and_no_other() {
+    if !root_or_skip() {
+        return;
+    }
+    const DOOMED: usize = 2_000;
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let both = policy(&format!("{ALLOW_WEB}{ALLOW_OTHER}"));
+    let world = World::new(&WorldOptions::for_path(Path::AfterPtp).with_policy(&both)).unwrap();
+    let pod = world.pod(Path::AfterPtp, "client").unwrap();
+    let (agent, mut report) = (world.agent(), Report::default());
+    let doomed = open_many(&world, &pod, Host::Web, DOOMED).unwrap();
+    let mut spared = open_many(&world, &pod, Host::OtherWeb, 100).unwrap();
+    agent.write_policy("00.yaml", &policy(ALLOW_OTHER)).unwrap();
+    report.row("both ends of each flow are reset", || {
+        doomed.iter().try_for_each(|(client, server)| {
+            ensure_reset(client)?;
+            ensure_reset(server)
+        })
+    });
+    report.row("what is allowed goes on", || {
+        spared.iter_mut().try_for_each(|(client, server)| {
+            client.write_all(b"x")?;
+            Ok(server.read_exact(&mut [0])?)
+        })
+    });
+    report.row("each has its record, and none is lost", || {
+        let recorded = || {
+            let ended = agent.flows().into_iter().filter(|flow| flow["close"] == "policy-changed");
+            ended.filter_map(|flow| flow["source"].as_str().map(ToOwned::to_owned)).collect::<BTreeSet<_>>()
+        };
+        wait::until_true("the records", LIMIT, || recorded().len() >= DOOMED)?;
+        let sources = doomed.iter().map(|(client, _)| Ok(client.local_addr()?.to_string()));
+        ensure!(recorded() == sources.collect::<Result<_>>()?, "records of other flows");
+        let status: Value = serde_json::from_str(&agent.admin("/status")?)?;
+        ensure!(status["flowLog"]["dropped"] == 0, "{}", status["flowLog"]);
+        Ok(())
+    });
+    drop((doomed, spared));
     report.row("no leak", || rows::no_leak(&world, Path::AfterPtp));
     report.finish();
 }
@@ -107,13 +177,8 @@ fn udp_ports_are_open_to_whom_policy_says() {
     assert_eq!(first_heard("  udp: {filtering: EndpointIndependent}\n").unwrap(), "caller");
 }
 
-fn open(world: &World, pod: &Namespace, host: Host) -> Result<(std::net::TcpStream, std::net::TcpStream)> {
-    let listener = world.topology.outside.tcp_listen(SocketAddr::new(host.v4().into(), 0))?;
-    let client = pod.tcp_connect(listener.local_addr()?, LIMIT)?;
-    client.set_read_timeout(Some(LIMIT))?;
-    let (server, _) = listener.accept()?;
-    server.set_read_timeout(Some(LIMIT))?;
-    Ok((client, server))
+fn open(world: &World, pod: &Namespace, host: Host) -> Result<(TcpStream, TcpStream)> {
+    open_many(world, pod, host, 1)?.pop().context("none was opened")
 }
 
 /// SYNs that the pod's kernel had to send again so far.

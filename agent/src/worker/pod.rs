@@ -1,5 +1,6 @@
 //! One pod in a worker, or the part of it that the worker serves: its stack, its TUN and its sockets.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -9,7 +10,8 @@ use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 use tunproxy_datapath::{
-    Account, Action, Counters, Cx, DropReason, Input, Instant, MappingId, PacketBuf, Pool, Stack, vnet,
+    Account, Action, Counters, Cx, DropReason, FlowRecord, Input, Instant, MappingId, PacketBuf, Pool, Stack,
+    vnet,
 };
 use tunproxy_policy::Workload;
 
@@ -26,6 +28,12 @@ use super::turn::{Complaints, Ready, Turn};
 use super::udp_io::UdpSocket;
 use super::{Dialed, Dialer, FlowSink, Handle, PodId, PodRules, PodSnapshot, ShardConfig};
 use crate::pcap::Direction;
+
+/// TCP flows that are judged anew before other pods have their turn; each may cost a packet.
+const JUDGED: usize = 64;
+
+/// Sockets and records of flows that policy has ended, before other pods have their turn.
+const LEAVING: usize = 64;
 
 /// What a pod's work needs of its worker.
 pub(super) struct Env<'a> {
@@ -46,6 +54,12 @@ impl Env<'_> {
     }
 }
 
+/// What is still to be done for a flow that policy has ended. Its place in the table may be another's already.
+enum Leaving {
+    Socket { socket: FlowSocket, abort: bool },
+    Record(Box<FlowRecord>),
+}
+
 pub(super) struct Pod {
     /// Its place in the worker's table, and in tokens.
     pub(super) index: usize,
@@ -58,6 +72,9 @@ pub(super) struct Pod {
     pub(super) echoes: Vec<Option<EchoSocket>>,
     /// Sockets that had more to read when their turn ended.
     pub(super) ready: Ready,
+    /// TCP flows have not been judged by the policy in force.
+    judging: bool,
+    leaving: VecDeque<Leaving>,
     /// In the worker's list of pods with work.
     pub(super) queued: bool,
     /// The earliest entry in the worker's timers.
@@ -84,6 +101,8 @@ impl Pod {
             mappings: Vec::new(),
             echoes: Vec::new(),
             ready: Ready::default(),
+            judging: false,
+            leaving: VecDeque::new(),
             queued: false,
             armed: None,
             workload: config.workload,
@@ -129,7 +148,45 @@ impl Pod {
         }
         self.read_upstreams(env, buffer);
         self.drain(env);
-        more || !self.ready.is_empty()
+        if self.judging {
+            self.judge(env);
+        } else {
+            self.let_go(env, LEAVING);
+        }
+        more || self.judging || !self.ready.is_empty() || !self.leaving.is_empty()
+    }
+
+    /// Judges some flows by the policy in force. Their pod is told first: what their ends cost elsewhere is paid when all
+    /// are judged.
+    fn judge(&mut self, env: &mut Env<'_>) {
+        self.judging = self.stack.judge(&mut env.cx(), JUDGED);
+        while let Some(action) = self.stack.poll_action() {
+            match action {
+                Action::Close { flow, abort } => {
+                    let socket = self.take_flow(flow);
+                    self.leaving.extend(socket.map(|socket| Leaving::Socket { socket, abort }));
+                }
+                Action::Record(record) => {
+                    self.tell_taps(&record);
+                    self.leaving.push_back(Leaving::Record(record));
+                }
+                other => self.carry_out(env, other),
+            }
+        }
+        self.transmit(env);
+    }
+
+    /// Lets go of up to `count` of what is over.
+    fn let_go(&mut self, env: &mut Env<'_>, count: usize) {
+        for leaving in self.leaving.drain(..count.min(self.leaving.len())) {
+            match leaving {
+                Leaving::Socket { socket, abort } => socket.close(abort),
+                Leaving::Record(record) => env.sink.record(&self.workload, *record),
+            }
+        }
+        if self.leaving.is_empty() {
+            self.leaving.shrink_to(LEAVING);
+        }
     }
 
     fn read_upstreams(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf) {
@@ -294,22 +351,34 @@ impl Pod {
 
     fn act(&mut self, env: &mut Env<'_>) {
         while let Some(action) = self.stack.poll_action() {
-            match action {
-                Action::Connect { flow, permit, target } => self.connect(env, flow, permit, target),
-                Action::Shutdown { flow } => self.shutdown(flow),
-                Action::Close { flow, abort } => self.close_flow(flow, abort),
-                Action::OpenMapping { mapping, v6, permit: _ } => self.open_mapping(env, mapping, v6),
-                Action::CloseMapping { mapping } => close(&mut self.mappings, mapping.slot),
-                Action::OpenEcho { echo, destination, permit: _ } => self.open_echo(env, echo, destination),
-                Action::CloseEcho { echo } => close(&mut self.echoes, echo.slot),
-                Action::Begin(begin) => env.sink.begin(&self.workload, *begin),
-                Action::Record(record) => {
-                    if !self.taps.is_empty() {
-                        self.taps.ended(&record);
-                    }
-                    env.sink.record(&self.workload, *record);
+            self.carry_out(env, action);
+        }
+    }
+
+    fn carry_out(&mut self, env: &mut Env<'_>, action: Action) {
+        match action {
+            Action::Connect { flow, permit, target } => self.connect(env, flow, permit, target),
+            Action::Shutdown { flow } => self.shutdown(flow),
+            Action::Close { flow, abort } => {
+                if let Some(socket) = self.take_flow(flow) {
+                    socket.close(abort);
                 }
             }
+            Action::OpenMapping { mapping, v6, permit: _ } => self.open_mapping(env, mapping, v6),
+            Action::CloseMapping { mapping } => close(&mut self.mappings, mapping.slot),
+            Action::OpenEcho { echo, destination, permit: _ } => self.open_echo(env, echo, destination),
+            Action::CloseEcho { echo } => close(&mut self.echoes, echo.slot),
+            Action::Begin(begin) => env.sink.begin(&self.workload, *begin),
+            Action::Record(record) => {
+                self.tell_taps(&record);
+                env.sink.record(&self.workload, *record);
+            }
+        }
+    }
+
+    fn tell_taps(&mut self, record: &FlowRecord) {
+        if !self.taps.is_empty() {
+            self.taps.ended(record);
         }
     }
 
@@ -322,7 +391,8 @@ impl Pod {
     pub(super) fn set_rules(&mut self, env: &mut Env<'_>, rules: PodRules) {
         self.stack.set_resolvers(rules.resolvers);
         self.stack.set_direct(rules.direct);
-        self.stack.set_policy(&mut env.cx(), rules.policy);
+        self.stack.begin_policy(&mut env.cx(), rules.policy);
+        self.judging = true;
         self.drain(env);
     }
 
@@ -344,6 +414,7 @@ impl Pod {
     pub(super) fn close(mut self, env: &mut Env<'_>) {
         self.stack.close(&mut env.cx());
         self.drain(env);
+        self.let_go(env, usize::MAX);
         close_queues(env.registry, self.queues);
     }
 

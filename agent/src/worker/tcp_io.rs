@@ -55,6 +55,12 @@ impl FlowSocket {
         self.readable && matches!(self.stage, Stage::Connected(_))
     }
 
+    pub(super) fn close(self, abort: bool) {
+        if abort && let Stage::Connected(fd) = &self.stage {
+            reset_on_close(fd);
+        }
+    }
+
     fn connected(&self) -> Option<&OwnedFd> {
         match &self.stage {
             Stage::Connected(fd) => Some(fd),
@@ -299,15 +305,8 @@ impl Pod {
         }
     }
 
-    pub(super) fn close_flow(&mut self, flow: FlowId, abort: bool) {
-        let Some(socket) = self.flows.get_mut(flow.slot as usize) else { return };
-        if socket.as_ref().is_none_or(|socket| socket.id != flow) {
-            return;
-        }
-        if let Some(FlowSocket { stage: Stage::Connected(fd), .. }) = socket.take()
-            && abort
-        {
-            reset_on_close(&fd);
-        }
+    /// Takes the flow's socket, or its connect under way, out of its slot.
+    pub(super) fn take_flow(&mut self, flow: FlowId) -> Option<FlowSocket> {
+        self.flows.get_mut(flow.slot as usize)?.take_if(|socket| socket.id == flow)
     }
 }

@@ -3,14 +3,16 @@
 mod pattern;
 mod way;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
 use clap::{Subcommand, ValueEnum};
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
 use serde::{Deserialize, Serialize};
 
 pub use self::pattern::Pattern;
@@ -50,6 +52,8 @@ pub enum Load {
     Flood { seconds: f64 },
     /// Opens connections, prints "ready" and holds them until standard input ends.
     Idle { count: usize },
+    /// The same, until all of them are reset: when the last one was, in milliseconds since 1970.
+    Doomed { count: usize },
 }
 
 /// What one measurement gave; the figures that do not apply are absent.
@@ -59,6 +63,8 @@ pub struct Measured {
     pub value: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p99: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slowest: Option<f64>,
     /// Payload bytes in the whole run, warm-up included.
     #[serde(default)]
     pub bytes: u64,
@@ -78,6 +84,7 @@ impl Load {
             Self::Datagrams { window, seconds } => datagrams(server, window, seconds),
             Self::Flood { seconds } => flood(server, seconds),
             Self::Idle { count } => idle(server, way, count),
+            Self::Doomed { count } => doomed(server, way, count),
         }
     }
 }
@@ -200,7 +207,8 @@ fn round_trips(server: SocketAddr, way: &Way, seconds: f64) -> Result<Measured> 
     took.sort_unstable();
     let micros = |share: f64| took[((took.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
     let count = took.len() as u64;
-    Ok(Measured { value: micros(0.5), p99: Some(micros(0.99)), count, ..Measured::default() })
+    let (p99, slowest) = (Some(micros(0.99)), Some(micros(1.0)));
+    Ok(Measured { value: micros(0.5), p99, slowest, count, ..Measured::default() })
 }
 
 /// What the socket or the path has no room for is lost; only what arrived counts.
@@ -263,16 +271,44 @@ fn datagrams(server: SocketAddr, window: usize, seconds: f64) -> Result<Measured
 }
 
 fn idle(server: SocketAddr, way: &Way, count: usize) -> Result<Measured> {
-    let server = idle_port(server);
-    let held: Vec<TcpStream> = (0..count)
-        .map(|number| {
-            let mut stream = way.connect(number, server)?;
-            stream.write_all(b"hello")?;
-            stream.read_exact(&mut [0; 5])?;
-            Ok(stream)
-        })
-        .collect::<Result<_>>()?;
+    let held = open_idle(server, way, count)?;
     println!("ready");
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(Measured { value: held.len() as f64, ..Measured::default() })
+}
+
+fn open_idle(server: SocketAddr, way: &Way, count: usize) -> Result<Vec<TcpStream>> {
+    let server = idle_port(server);
+    let open = |number| {
+        let mut stream = way.connect(number, server)?;
+        stream.write_all(b"hello")?;
+        stream.read_exact(&mut [0; 5])?;
+        Ok(stream)
+    };
+    (0..count).map(open).collect()
+}
+
+fn doomed(server: SocketAddr, way: &Way, count: usize) -> Result<Measured> {
+    let held = open_idle(server, way, count)?;
+    let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    for stream in &held {
+        // Errors are always told of, and nothing else is to be, each once.
+        epoll::add(&poll, stream, epoll::EventData::new_u64(0), epoll::EventFlags::ONESHOT)?;
+    }
+    println!("ready");
+    let (mut left, mut events) = (count, Vec::with_capacity(1_024));
+    let limit = Timespec { tv_sec: 60, tv_nsec: 0 };
+    while left > 0 {
+        events.clear();
+        epoll::wait(&poll, spare_capacity(&mut events), Some(&limit))?;
+        ensure!(!events.is_empty(), "{left} connections of {count} are open still");
+        left -= events.len();
+    }
+    let last = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    for stream in &held {
+        let error = stream.take_error()?;
+        let reset = error.as_ref().is_some_and(|error| error.kind() == ErrorKind::ConnectionReset);
+        ensure!(reset, "a connection ended by {error:?}");
+    }
+    Ok(Measured { value: last.as_secs_f64() * 1e3, count: count as u64, ..Measured::default() })
 }

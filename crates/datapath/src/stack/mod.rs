@@ -504,10 +504,23 @@ impl Stack {
 
     /// Puts another policy in force: what it no longer allows ends now.
     pub fn set_policy(&mut self, cx: &mut Cx<'_>, policy: Arc<WorkloadPolicy>) {
+        self.begin_policy(cx, policy);
+        while self.judge(cx, usize::MAX / 2) {}
+    }
+
+    /// Puts another policy in force for all that begins, and for datagrams. TCP flows are judged by [`Stack::judge`]: there
+    /// may be more of them than can be reset before other pods have their turn.
+    pub fn begin_policy(&mut self, cx: &mut Cx<'_>, policy: Arc<WorkloadPolicy>) {
         self.shared.config.policy = policy;
-        self.tcp.reevaluate(&mut self.shared, cx);
+        self.tcp.forget_judgements();
         self.udp.reevaluate(&mut self.shared, cx.now);
         self.echo.reevaluate(&mut self.shared, cx.now);
+    }
+
+    /// Judges up to `count` more TCP flows by the policy in force: what it no longer allows ends now. Returns whether there
+    /// are others.
+    pub fn judge(&mut self, cx: &mut Cx<'_>, count: usize) -> bool {
+        self.tcp.reevaluate(&mut self.shared, cx, count)
     }
 
     /// Ends everything: the pod is gone or the agent stops.

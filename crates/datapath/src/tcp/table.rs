@@ -52,6 +52,8 @@ pub(crate) struct Tcp {
     dirty: VecDeque<FlowId>,
     uplinks: VecDeque<FlowId>,
     resumed: VecDeque<FlowId>,
+    /// The first slot whose flow has not been judged by the policy in force; `None`: all have.
+    unjudged: Option<usize>,
     /// Headers of the packet handed out last.
     head: Option<Head>,
     /// Of `slots`, with those of the pod's other shards.
@@ -80,6 +82,7 @@ impl Tcp {
             dirty: VecDeque::new(),
             uplinks: VecDeque::new(),
             resumed: VecDeque::new(),
+            unjudged: None,
             head: None,
             flows: common.flows(),
             pending: common.pending(),

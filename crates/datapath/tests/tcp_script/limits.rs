@@ -178,6 +178,37 @@ fn thousands_of_flows_that_end_at_once_are_all_told() {
 }
 
 #[test]
+fn flows_are_judged_a_few_at_a_time_and_new_ones_at_once() {
+    let mut s = Script::connected(syn());
+    for port in 1..100 {
+        s.reconnect_from(10_000 + port, 1);
+        s.connect(syn());
+    }
+    s.all();
+    let judge = |s: &mut Script| {
+        let more = s.engine.stack.judge(&mut Cx { now: s.now, pool: &mut s.engine.pool }, 10);
+        s.settle();
+        (more, s.all().len())
+    };
+    assert_eq!(judge(&mut s), (false, 0), "no policy has changed");
+    let cx = &mut Cx { now: s.now, pool: &mut s.engine.pool };
+    s.engine.stack.begin_policy(cx, policy(&Policies::default(), NodeDefault::Deny));
+    assert_eq!(judge(&mut s), (true, 10));
+    s.reconnect_from(20_000, 1);
+    s.pod(syn());
+    s.expect(RST | ACK).seq(0).ack(1);
+    // What is changed meanwhile is asked of all that are left, from the first.
+    let cx = &mut Cx { now: s.now, pool: &mut s.engine.pool };
+    s.engine.stack.begin_policy(cx, policy(&Policies::default(), NodeDefault::Deny));
+    assert_eq!(judge(&mut s), (true, 0));
+    let parts = std::iter::from_fn(|| Some(judge(&mut s)).filter(|&(more, _)| more));
+    let told: Vec<usize> = parts.map(|(_, resets)| resets).collect();
+    assert!(told.iter().all(|&resets| resets <= 10), "{told:?}");
+    assert_eq!(told.iter().sum::<usize>(), 90, "{told:?}");
+    s.gone();
+}
+
+#[test]
 fn the_end_of_the_pod_resets_everything() {
     let mut s = Script::connected(syn());
     s.reconnect_from(50_000, 7);

@@ -54,15 +54,27 @@ impl Tcp {
         }
     }
 
-    pub(crate) fn reevaluate(&mut self, sh: &mut Shared, cx: &mut Cx<'_>) {
-        let ids: Vec<_> = self.slots.iter().map(|(_, slot)| slot.id).collect();
-        for id in ids {
-            match self.slot_mut(id).map(|slot| slot.fallback_mut().is_some()) {
-                Some(true) => self.reevaluate_unnamed(sh, cx, id),
-                Some(false) => self.reevaluate_settled(sh, cx, id),
-                None => {}
+    /// Asks anew about the flows in the next `count` slots; `false` when there are none left.
+    pub(crate) fn reevaluate(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, count: usize) -> bool {
+        let Some(from) = self.unjudged else { return false };
+        // Of no slot beyond: the ends of what is there, and flows that came since have been judged by what holds now.
+        let to = (from + count).min(self.slots.capacity());
+        for index in from..to {
+            let Some(slot) = self.slots.get_mut(index) else { continue };
+            let id = slot.id;
+            if slot.fallback_mut().is_some() {
+                self.reevaluate_unnamed(sh, cx, id);
+            } else {
+                self.reevaluate_settled(sh, cx, id);
             }
         }
+        self.unjudged = (to < self.slots.capacity()).then_some(to);
+        self.unjudged.is_some()
+    }
+
+    /// Policy has changed: every flow is to be asked about anew.
+    pub(crate) fn forget_judgements(&mut self) {
+        self.unjudged = Some(0);
     }
 
     pub(super) fn reevaluate_settled(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId) {
