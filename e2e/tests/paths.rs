@@ -1,12 +1,15 @@
-//! Paths of several hops: what the pod learns of their MTU and of their routers, and what its datagrams keep of their headers.
+//! Paths of several hops: what the pod learns of their MTU and of their routers, and what its packets keep of their headers.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use serde_json::Value;
 use tunproxy_e2e::{Path, Pod, Report, World, WorldOptions};
 use tunproxy_testkit::process::{output_with_input, run};
@@ -169,10 +172,15 @@ fn the_header_goes_along() {
     let lab = Lab::new();
     let mut report = Report::default();
     let rules = "table inet seen {\ncounter v4 { }\ncounter v6 { }\ncounter echo { }\n\
+        counter syn4 { }\ncounter syn6 { }\ncounter data4 { }\ncounter data6 { }\n\
         chain arrivals { type filter hook prerouting priority 0;\n\
         meta l4proto udp ip dscp ef ip ecn ect0 ip ttl 41 counter name v4\n\
         meta l4proto udp ip6 dscp ef ip6 ecn ect0 ip6 hoplimit 41 counter name v6\n\
-        icmp type echo-request ip dscp ef ip ttl 29 counter name echo\n}\n}\n";
+        icmp type echo-request ip dscp ef ip ttl 29 counter name echo\n\
+        tcp flags & (syn | ack) == syn ip dscp af41 ip ecn not-ect counter name syn4\n\
+        tcp flags & (syn | ack) == syn ip6 dscp af41 ip6 ecn not-ect counter name syn6\n\
+        tcp flags & psh == psh ip dscp ef counter name data4\n\
+        tcp flags & psh == psh ip6 dscp ef counter name data6\n}\n}\n";
     let loaded = output_with_input(lab.beyond.command("nft").args(["-f", "-"]), rules.as_bytes()).unwrap();
     assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
     let seen = |name: &str| -> Result<u64> {
@@ -186,22 +194,17 @@ fn the_header_goes_along() {
         report.row(format!("DSCP, ECN and hop limit of datagrams to {ip}"), || {
             let (client, server) = lab.pair(ip)?;
             // Expedited forwarding, ECT(0); the router takes one hop.
+            set_class(&client, ip, 0xba)?;
             if ip.is_ipv4() {
-                sockopt::set_ip_tos(&client, 0xba)?;
                 sockopt::set_ip_ttl(&client, 42)?;
             } else {
-                sockopt::set_ipv6_tclass(&client, 0xba)?;
                 sockopt::set_ipv6_unicast_hops(&client, Some(42))?;
             }
             client.send(b"marked")?;
             server.recv(&mut [0; 9])?;
             ensure!(seen(name)? == 1, "{} packets", seen(name)?);
             // And back to plain ones on the same socket.
-            if ip.is_ipv4() {
-                sockopt::set_ip_tos(&client, 0)?;
-            } else {
-                sockopt::set_ipv6_tclass(&client, 0)?;
-            }
+            set_class(&client, ip, 0)?;
             client.send(b"plain")?;
             server.recv(&mut [0; 9])?;
             ensure!(seen(name)? == 1, "{} packets", seen(name)?);
@@ -213,12 +216,46 @@ fn the_header_goes_along() {
             Ok(())
         });
     }
+    for (ip, [syn, data]) in far().into_iter().zip([["syn4", "data4"], ["syn6", "data6"]]) {
+        report.row(format!("DSCP of a connection to {ip}, also when it changes"), || {
+            let listener = lab.beyond.tcp_listen(SocketAddr::new(ip, 0))?;
+            let mut client = connect_marked(&lab.pod, listener.local_addr()?, 0x88)?;
+            let (mut server, _) = listener.accept()?;
+            ensure!(seen(syn)? == 1, "{} SYNs", seen(syn)?);
+            for (class, expected) in [(0x88, 0), (0xb8, 1), (0x88, 1)] {
+                set_class(&client, ip, class)?;
+                client.write_all(b"x")?;
+                server.read_exact(&mut [0])?;
+                ensure!(seen(data)? == expected, "{} octets after {class:#x}", seen(data)?);
+            }
+            Ok(())
+        });
+    }
     report.row("DSCP and hop limit of echo requests", || {
         lab.pod.run("ping -c 1 -W 5 -t 30 -Q 0xb8 192.0.2.2")?;
         ensure!(seen("echo")? == 1);
         Ok(())
     });
     report.finish();
+}
+
+fn set_class(socket: impl AsFd, ip: IpAddr, class: u8) -> Result<()> {
+    match ip {
+        IpAddr::V4(_) => sockopt::set_ip_tos(socket, class)?,
+        IpAddr::V6(_) => sockopt::set_ipv6_tclass(socket, u32::from(class))?,
+    }
+    Ok(())
+}
+
+/// A connection whose SYN is marked already.
+fn connect_marked(pod: &Namespace, to: SocketAddr, class: u8) -> Result<TcpStream> {
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    pod.enter(|| {
+        let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        set_class(&socket, to.ip(), class)?;
+        connect(&socket, &to)?;
+        Ok(TcpStream::from(socket))
+    })
 }
 
 /// Debian's traceroute and mtr: the routers of the node's own way, of which the agent is none.

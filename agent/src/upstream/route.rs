@@ -11,6 +11,7 @@ use super::socks5::{
     self, BadCredentials, ConnectError, Credentials, HandshakeError, Lookups, Proxy, Reply, open_socket,
 };
 use crate::documents::{Login, UpstreamKind, UpstreamSpec};
+use crate::worker::set_traffic_class;
 
 /// Longer than Linux's own first four SYNs (1 + 2 + 4 s): a pod's connect gives up after that, not before.
 const DIRECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,7 +50,7 @@ impl Route {
     /// the pod resolved does not count.
     pub async fn connect(&self, target: &Target, mark: Option<u32>) -> Result<OwnedFd, DialError> {
         match self {
-            Self::Direct { timeout } => connect_directly(target.dial, *timeout, mark)
+            Self::Direct { timeout } => connect_directly(target, *timeout, mark)
                 .await
                 .map_err(|source| DialError::Direct { address: target.dial, source }),
             Self::Reject => Err(DialError::Rejected),
@@ -146,9 +147,12 @@ fn of_io(error: &io::Error) -> DialFailure {
     }
 }
 
-async fn connect_directly(address: SocketAddr, timeout: Duration, mark: Option<u32>) -> io::Result<OwnedFd> {
-    let socket = open_socket(address, mark)?;
-    match tokio::time::timeout(timeout, socket.connect(address)).await {
+async fn connect_directly(target: &Target, timeout: Duration, mark: Option<u32>) -> io::Result<OwnedFd> {
+    let socket = open_socket(target.dial, mark)?;
+    if target.dscp != 0 {
+        set_traffic_class(&socket, target.dial.is_ipv6(), target.dscp)?;
+    }
+    match tokio::time::timeout(timeout, socket.connect(target.dial)).await {
         Ok(connected) => Ok(connected?.into_std()?.into()),
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
@@ -169,7 +173,7 @@ mod tests {
     }
 
     fn target(dial: SocketAddr) -> Target {
-        Target { destination: dial, dial, name: Some(DomainName::parse("a.test").unwrap()) }
+        Target { destination: dial, dial, name: Some(DomainName::parse("a.test").unwrap()), dscp: 0 }
     }
 
     fn handshake(source: HandshakeError) -> DialError {

@@ -42,6 +42,7 @@ use descriptors::{Descriptors, Lease, Share};
 use event_loop::EventLoop;
 use handover::{Siblings, Waiting};
 use queues::{Hand, Spreading};
+pub(crate) use socket::set_traffic_class;
 pub use tap::Probe;
 
 /// Workers that serve one pod, and queues that its TUN should have: more of them cost descriptors and win little.

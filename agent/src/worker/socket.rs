@@ -21,11 +21,14 @@ fn family(v6: bool) -> AddressFamily {
 }
 
 /// Starts a connect. The socket is returned while it is under way.
-pub(super) fn connect_tcp(to: SocketAddr, mark: Option<u32>) -> io::Result<OwnedFd> {
+pub(super) fn connect_tcp(to: SocketAddr, dscp: u8, mark: Option<u32>) -> io::Result<OwnedFd> {
     let socket = socket_with(family(to.is_ipv6()), SocketType::STREAM, FLAGS, None)?;
     sockopt::set_tcp_nodelay(&socket, true)?;
     sockopt::set_socket_keepalive(&socket, true)?;
     set_mark(&socket, mark)?;
+    if dscp != 0 {
+        set_traffic_class(&socket, to.is_ipv6(), dscp)?;
+    }
     match connect(&socket, &to) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
         Err(error) => Err(error.into()),
@@ -67,6 +70,15 @@ fn set_mark(socket: &OwnedFd, mark: Option<u32>) -> io::Result<()> {
     }
 }
 
+/// Of what leaves next. The kernel keeps ECN of TCP to itself, whatever is asked for here.
+pub(crate) fn set_traffic_class(socket: impl AsFd, v6: bool, traffic_class: u8) -> Result<(), Errno> {
+    if v6 {
+        sockopt::set_ipv6_tclass(socket, u32::from(traffic_class))
+    } else {
+        sockopt::set_ip_tos(socket, traffic_class)
+    }
+}
+
 /// What a datagram socket's next datagrams carry in their IP header, as far as it is set.
 #[derive(Debug, Default)]
 pub(super) struct Fields(Option<IpFields>);
@@ -97,11 +109,7 @@ impl Fields {
             }
         }
         if self.0.map_or(0, |set| set.traffic_class) != traffic_class {
-            if v6 {
-                sockopt::set_ipv6_tclass(socket, u32::from(traffic_class))?;
-            } else {
-                sockopt::set_ip_tos(socket, traffic_class)?;
-            }
+            set_traffic_class(socket, v6, traffic_class)?;
         }
         self.0 = Some(wanted);
         Ok(())

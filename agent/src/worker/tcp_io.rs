@@ -7,13 +7,15 @@ use std::os::fd::OwnedFd;
 use mio::Interest;
 use mio::event::Event;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown, sockopt};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown, sockopt,
+};
 use tunproxy_datapath::{DialFailure, FlowId, PacketBuf, Target};
 use tunproxy_policy::Permit;
 
 use super::descriptors::Lease;
 use super::pod::{Env, Pod, register, store};
-use super::socket::{connect_tcp, failure_of, reset_on_close};
+use super::socket::{connect_tcp, failure_of, reset_on_close, set_traffic_class};
 use super::token::{Generation, Source, pack};
 use super::turn::Turn;
 use super::{Completion, DialRequest, Dialed, Dialing};
@@ -42,13 +44,29 @@ pub(super) struct FlowSocket {
     /// The peer closed or an error waits: a short read does not mean that everything was read.
     ended: bool,
     failed: bool,
+    /// Of what it sends.
+    dscp: u8,
     /// With the dialer while it has the flow.
     lease: Option<Lease>,
 }
 
 impl FlowSocket {
     fn new(id: FlowId, stage: Stage, lease: Option<Lease>) -> Self {
-        Self { id, stage, readable: false, ended: false, failed: false, lease }
+        Self { id, stage, readable: false, ended: false, failed: false, dscp: 0, lease }
+    }
+
+    /// Has what is sent from now on leave as the pod's own packets do. What a program marks it seldom marks otherwise later:
+    /// most sockets are never asked for anything here.
+    fn set_dscp(&mut self, dscp: u8) {
+        if self.dscp == dscp {
+            return;
+        }
+        if let Some(fd) = self.connected() {
+            // Fails for no socket that there is; a mark is nothing to end a connection for.
+            let v6 = sockopt::socket_domain(fd).is_ok_and(|domain| domain == AddressFamily::INET6);
+            let _ = set_traffic_class(fd, v6, dscp);
+        }
+        self.dscp = dscp;
     }
 
     pub(super) fn wants_reading(&self) -> bool {
@@ -92,11 +110,13 @@ impl Pod {
         }
         let token = pack(self.index, Source::Tcp(flow.slot), flow.into());
         let interest = Interest::READABLE | Interest::WRITABLE;
-        let socket = connect_tcp(target.dial, env.mark)
+        let socket = connect_tcp(target.dial, target.dscp, env.mark)
             .and_then(|fd| register(env.registry, &fd, token, interest).map(|()| fd));
         match socket {
             Ok(fd) => {
-                let socket = FlowSocket::new(flow, Stage::Connecting(fd, Box::new(target.dial)), Some(lease));
+                let connecting = Stage::Connecting(fd, Box::new(target.dial));
+                let mut socket = FlowSocket::new(flow, connecting, Some(lease));
+                socket.dscp = target.dscp;
                 store(&mut self.flows, flow.slot, socket);
             }
             Err(error) => {
@@ -260,6 +280,10 @@ impl Pod {
 
     /// Writes to the upstream what the pod has sent, as far as the socket takes it.
     pub(super) fn write_upstream(&mut self, env: &mut Env<'_>, flow: FlowId) {
+        let dscp = self.stack.dscp(flow);
+        if let Some(socket) = self.flow_socket_mut(flow) {
+            socket.set_dscp(dscp);
+        }
         loop {
             let Some(fd) = self.flow_socket(flow).and_then(FlowSocket::connected) else { return };
             let chunks: Vec<IoSlice<'_>> =

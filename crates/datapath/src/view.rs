@@ -43,6 +43,13 @@ pub struct IpFields {
     pub dont_fragment: bool,
 }
 
+impl IpFields {
+    /// The traffic class without ECN.
+    pub fn dscp(&self) -> u8 {
+        self.traffic_class & !0x03
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     Tcp,

@@ -75,6 +75,9 @@ pub struct Target {
     pub dial: SocketAddr,
     /// The name for upstreams that dial names.
     pub name: Option<DomainName>,
+    /// The DSCP of the pod's packets, in its place in the header's octet. Their ECN is not passed on: that of a connection is
+    /// between its own two ends.
+    pub dscp: u8,
 }
 
 /// Why an upstream connect failed. The pod is told in the same terms.
@@ -393,6 +396,11 @@ impl Stack {
     /// The octets that wait for the flow's upstream.
     pub fn uplink(&self, flow: FlowId) -> impl Iterator<Item = &[u8]> {
         self.tcp.uplink(flow)
+    }
+
+    /// What [`Target::dscp`] is for the octets of [`Stack::uplink`]: programs may change it while they are connected.
+    pub fn dscp(&self, flow: FlowId) -> u8 {
+        self.tcp.dscp(flow)
     }
 
     /// `octets` of [`Stack::uplink`] were written.

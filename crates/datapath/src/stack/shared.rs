@@ -82,8 +82,8 @@ impl Shared {
     }
 
     /// Where a permitted flow is connected.
-    pub(crate) fn target(&self, permit: &Permit, destination: SocketAddr) -> Target {
-        Target { destination, dial: self.dial_address(destination), name: permit.name().cloned() }
+    pub(crate) fn target(&self, permit: &Permit, destination: SocketAddr, dscp: u8) -> Target {
+        Target { destination, dial: self.dial_address(destination), name: permit.name().cloned(), dscp }
     }
 
     /// What a direct connection dials.

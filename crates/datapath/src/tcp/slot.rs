@@ -27,6 +27,8 @@ pub(super) struct Slot {
     pub(super) linked: bool,
     pub(super) dirty: bool,
     pub(super) uplink_queued: bool,
+    /// See [`crate::stack::Target::dscp`]: the SYN's, and then that of the last octets.
+    pub(super) dscp: u8,
     pub(super) armed: Armed,
 }
 
@@ -79,10 +81,10 @@ pub(super) struct Settled {
 }
 
 impl Slot {
-    pub(super) fn new(id: FlowId, ends: Ends, meta: Meta, held: Held) -> Self {
+    pub(super) fn new(id: FlowId, ends: Ends, meta: Meta, held: Held, dscp: u8) -> Self {
         let body = Body::Held(Box::new(held));
         let armed = Armed::default();
-        Self { id, ends, meta, body, linked: true, dirty: false, uplink_queued: false, armed }
+        Self { id, ends, meta, body, linked: true, dirty: false, uplink_queued: false, dscp, armed }
     }
 
     pub(super) fn open(&self) -> Option<&Open> {

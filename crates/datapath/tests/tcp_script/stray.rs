@@ -199,6 +199,27 @@ fn marks_of_congestion_change_nothing_and_we_bear_none() {
 }
 
 #[test]
+fn what_the_pod_marks_is_passed_on_without_ecn() {
+    let mut s = Script::new();
+    let marked = |s: &mut Script, seg: Seg, class: u8| {
+        let mut packet = seg.build((s.pod, s.remote), s.irs, s.iss.unwrap_or(0));
+        packet[1] = class;
+        packet::fix_ipv4_header(&mut packet);
+        s.packet(&packet);
+    };
+    marked(&mut s, syn(), 0x8b);
+    let (flow, target, _) = s.engine.connects.last().cloned().expect("a connect");
+    assert_eq!((target.dscp, s.engine.stack.dscp(flow)), (0x88, 0x88));
+    s.expect(SYN | ACK);
+    marked(&mut s, ack(1, 1), 0);
+    assert_eq!(s.engine.stack.dscp(flow), 0x88, "an acknowledgment says nothing of octets");
+    for (number, class) in [0xb8, 0x2b, 0x03].into_iter().enumerate() {
+        marked(&mut s, data(1 + number as u32, 1, b"x"), class);
+        assert_eq!(s.engine.stack.dscp(flow), class & 0xfc);
+    }
+}
+
+#[test]
 fn octets_behind_the_ip_packet_are_not_part_of_it() {
     let mut s = Script::connected(syn());
     let mut packet = data(1, 1, b"abc").build((s.pod, s.remote), s.irs, s.iss.expect("an ISS"));

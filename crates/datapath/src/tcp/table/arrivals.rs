@@ -35,7 +35,7 @@ impl Tcp {
             (Ends::new(pod, remote), Segment::new(&tcp, packet.transport.start, packet.transport.len()))
         };
         let Some(&slot) = self.by_ends.get(&ends) else {
-            return self.handle_unknown(sh, cx, ends, &segment);
+            return self.handle_unknown(sh, cx, ends, &segment, packet.fields.dscp());
         };
         let slot = &mut self.slots[slot as usize];
         slot.meta.packets_sent += 1;
@@ -46,6 +46,10 @@ impl Tcp {
                 self.handle_while_held(sh, cx, id, &segment, syn);
             }
             Body::Open(open) => {
+                // An acknowledgment says nothing of the octets that the pod sends.
+                if !segment.payload.is_empty() {
+                    slot.dscp = packet.fields.dscp();
+                }
                 let events = open.flow.handle(cx.now, cx.pool, buffer, &segment);
                 self.after_events(sh, cx, id, events);
             }
@@ -97,6 +101,7 @@ impl Tcp {
         cx: &mut Cx<'_>,
         ends: Ends,
         segment: &Segment,
+        dscp: u8,
     ) -> Result<(), DropReason> {
         let predecessor = match self.time_wait.handle(cx.now, &ends, segment) {
             Verdict::Answer(outgoing) => {
@@ -108,7 +113,7 @@ impl Tcp {
             Verdict::Unknown => None,
         };
         if segment.syn && segment.ack.is_none() && !segment.rst && !segment.fin {
-            return self.handle_syn(sh, cx, ends, segment, predecessor);
+            return self.handle_syn(sh, cx, ends, segment, (predecessor, dscp));
         }
         if segment.ack.is_some() && !segment.rst {
             reset_stray(sh, cx.now, &ends, segment);
@@ -122,7 +127,7 @@ impl Tcp {
         cx: &mut Cx<'_>,
         ends: Ends,
         segment: &Segment,
-        predecessor: Option<Seq>,
+        (predecessor, dscp): (Option<Seq>, u8),
     ) -> Result<(), DropReason> {
         let (permit, fallback) = match sh.decide(cx.now, Protocol::Tcp, ends.remote()) {
             Decision::Allow(permit) => (permit, None),
@@ -149,18 +154,25 @@ impl Tcp {
             return Err(DropReason::PendingLimit);
         }
         let syn = Syn { seq: segment.seq, window: segment.window, options: segment.options };
-        self.hold(sh, cx, ends, Held { syn, fallback, predecessor }, permit);
+        self.hold(sh, cx, ends, Held { syn, fallback, predecessor }, (permit, dscp));
         Ok(())
     }
 
-    fn hold(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, ends: Ends, held: Held, permit: Permit) {
+    fn hold(
+        &mut self,
+        sh: &mut Shared,
+        cx: &mut Cx<'_>,
+        ends: Ends,
+        held: Held,
+        (permit, dscp): (Permit, u8),
+    ) {
         self.time_wait.give_way(&ends);
         self.generation = self.generation.wrapping_add(1);
         let entry = self.slots.vacant_entry();
         let id = FlowId { slot: entry.key() as u32, generation: self.generation };
-        let target = sh.target(&permit, ends.remote());
+        let target = sh.target(&permit, ends.remote(), dscp);
         sh.actions.push_back(Action::Connect { flow: id, permit: permit.clone(), target });
-        let mut slot = Slot::new(id, ends, Meta::new(cx.now, permit), held);
+        let mut slot = Slot::new(id, ends, Meta::new(cx.now, permit), held, dscp);
         arm(&mut self.timers, &mut slot);
         entry.insert(Box::new(slot));
         self.by_ends.insert(ends, id.slot);

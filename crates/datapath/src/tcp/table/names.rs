@@ -32,11 +32,12 @@ impl Tcp {
         let same_upstream = permit.upstream() == slot.meta.permit.upstream()
             && (permit.upstream().is_direct() || permit.name() == slot.meta.permit.name());
         slot.meta.permit = permit.clone();
+        let dscp = slot.dscp;
         if let Some(open) = slot.open_mut() {
             open.sniffing = None;
             if !same_upstream {
                 open.upstream = Upstream::Redialing;
-                let target = sh.target(&permit, remote);
+                let target = sh.target(&permit, remote, dscp);
                 sh.actions.push_back(Action::Close { flow: id, abort: true });
                 sh.actions.push_back(Action::Connect { flow: id, permit, target });
             }

@@ -158,6 +158,10 @@ impl Tcp {
             .flat_map(|open| open.flow.receiver.uplink().chunks())
     }
 
+    pub(crate) fn dscp(&self, id: FlowId) -> u8 {
+        self.slot(id).map_or(0, |slot| slot.dscp)
+    }
+
     pub(crate) fn uplink_sent(&mut self, sh: &mut Shared, cx: &mut Cx<'_>, id: FlowId, octets: usize) {
         let Some(slot) = self.slot_mut(id) else { return };
         slot.meta.bytes_sent += octets as u64;
