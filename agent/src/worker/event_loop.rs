@@ -163,7 +163,7 @@ impl EventLoop {
 
     fn arm(&mut self, index: usize) {
         let Some(pod) = self.pods.get_mut(index) else { return };
-        let at = pod.stack.poll_at();
+        let at = pod.poll_at();
         if at == pod.armed {
             return;
         }
@@ -190,6 +190,7 @@ impl EventLoop {
             dialer: &self.dialer,
             sink: &self.sink,
             mark: self.config.mark,
+            limits: &self.config.limits,
             worker: own,
         };
         env.pool.switch(&mut pod.account);
@@ -284,6 +285,7 @@ impl EventLoop {
             dialer: &self.dialer,
             sink: &self.sink,
             mark: self.config.mark,
+            limits: &self.config.limits,
             worker: own,
         };
         // The loop's own account holds nothing, and gets what the pod's is left with: nothing.

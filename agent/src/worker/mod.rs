@@ -19,6 +19,7 @@ mod token;
 mod tun_io;
 mod turn;
 mod udp_io;
+mod young;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet};

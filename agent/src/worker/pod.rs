@@ -10,8 +10,8 @@ use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 use tunproxy_datapath::{
-    Account, Action, Counters, Cx, DropReason, FlowRecord, Input, Instant, MappingId, PacketBuf, Pool, Stack,
-    vnet,
+    Account, Action, Counters, Cx, DropReason, FlowRecord, Input, Instant, Limits, MappingId, PacketBuf,
+    Pool, Stack, vnet,
 };
 use tunproxy_policy::Workload;
 
@@ -26,6 +26,7 @@ use super::token::{Generation, Source, pack};
 use super::tun_io::Queue;
 use super::turn::{Complaints, Ready, Turn};
 use super::udp_io::UdpSocket;
+use super::young::Young;
 use super::{Dialed, Dialer, FlowSink, Handle, PodId, PodRules, PodSnapshot, ShardConfig};
 use crate::pcap::Direction;
 
@@ -45,6 +46,7 @@ pub(super) struct Env<'a> {
     pub(super) dialer: &'a Arc<dyn Dialer>,
     pub(super) sink: &'a Arc<dyn FlowSink>,
     pub(super) mark: Option<u32>,
+    pub(super) limits: &'a Limits,
     pub(super) worker: &'a Handle,
 }
 
@@ -72,6 +74,7 @@ pub(super) struct Pod {
     pub(super) echoes: Vec<Option<EchoSocket>>,
     /// Sockets that had more to read when their turn ended.
     pub(super) ready: Ready,
+    pub(super) young: Young,
     /// TCP flows have not been judged by the policy in force.
     judging: bool,
     leaving: VecDeque<Leaving>,
@@ -101,6 +104,7 @@ impl Pod {
             mappings: Vec::new(),
             echoes: Vec::new(),
             ready: Ready::default(),
+            young: Young::default(),
             judging: false,
             leaving: VecDeque::new(),
             queued: false,
@@ -405,8 +409,16 @@ impl Pod {
         Ok(())
     }
 
+    /// When [`Pod::handle_timeout`] wants to be called.
+    pub(super) fn poll_at(&self) -> Option<Instant> {
+        [self.stack.poll_at(), self.young.due()].into_iter().flatten().min()
+    }
+
     pub(super) fn handle_timeout(&mut self, env: &mut Env<'_>) {
         self.stack.handle_timeout(&mut env.cx());
+        while let Some(flow) = self.young.pop(env.now) {
+            self.keep_alive(env, flow);
+        }
         self.drain(env);
     }
 

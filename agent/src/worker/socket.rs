@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, socket_with};
 use socket2::SockRef;
-use tunproxy_datapath::{DialFailure, IpFields, Report};
+use tunproxy_datapath::{DialFailure, IpFields, Keepalive, Limits, Report};
 use tunproxy_linux_net::error_queue::{self, QueuedError};
 
 const FLAGS: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
@@ -23,8 +23,6 @@ fn family(v6: bool) -> AddressFamily {
 /// Starts a connect. The socket is returned while it is under way.
 pub(super) fn connect_tcp(to: SocketAddr, dscp: u8, mark: Option<u32>) -> io::Result<OwnedFd> {
     let socket = socket_with(family(to.is_ipv6()), SocketType::STREAM, FLAGS, None)?;
-    sockopt::set_tcp_nodelay(&socket, true)?;
-    sockopt::set_socket_keepalive(&socket, true)?;
     set_mark(&socket, mark)?;
     if dscp != 0 {
         set_traffic_class(&socket, to.is_ipv6(), dscp)?;
@@ -68,6 +66,20 @@ fn set_mark(socket: &OwnedFd, mark: Option<u32>) -> io::Result<()> {
         Some(mark) => SockRef::from(socket).set_mark(mark),
         None => Ok(()),
     }
+}
+
+/// Has the kernel notice an upstream that is gone, as the stack notices a pod.
+pub(super) fn keep_alive(socket: &OwnedFd, limits: &Limits) -> Result<(), Errno> {
+    if let Some(Keepalive { idle, interval, probes }) = limits.keepalive {
+        sockopt::set_tcp_keepidle(socket, Duration::from_secs(idle.into()))?;
+        sockopt::set_tcp_keepintvl(socket, Duration::from_secs(interval.into()))?;
+        sockopt::set_tcp_keepcnt(socket, probes.into())?;
+        sockopt::set_socket_keepalive(socket, true)?;
+    }
+    if let Some(limit) = limits.user_timeout {
+        sockopt::set_tcp_user_timeout(socket, u32::try_from(limit.total_millis()).unwrap_or(u32::MAX))?;
+    }
+    Ok(())
 }
 
 /// Of what leaves next. The kernel keeps ECN of TCP to itself, whatever is asked for here.

@@ -15,7 +15,7 @@ use tunproxy_policy::Permit;
 
 use super::descriptors::Lease;
 use super::pod::{Env, Pod, register, store};
-use super::socket::{connect_tcp, failure_of, reset_on_close, set_traffic_class};
+use super::socket::{connect_tcp, failure_of, keep_alive, reset_on_close, set_traffic_class};
 use super::token::{Generation, Source, pack};
 use super::turn::Turn;
 use super::{Completion, DialRequest, Dialed, Dialing};
@@ -35,6 +35,15 @@ enum Stage {
     Connected(OwnedFd),
 }
 
+/// Writes to a socket so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    Nothing,
+    Once,
+    /// Nagle's algorithm is off.
+    Prompt,
+}
+
 /// The upstream's end of a flow. Readiness is kept here, because epoll tells of an edge once.
 #[derive(Debug)]
 pub(super) struct FlowSocket {
@@ -46,13 +55,14 @@ pub(super) struct FlowSocket {
     failed: bool,
     /// Of what it sends.
     dscp: u8,
+    sent: Sent,
     /// With the dialer while it has the flow.
     lease: Option<Lease>,
 }
 
 impl FlowSocket {
     fn new(id: FlowId, stage: Stage, lease: Option<Lease>) -> Self {
-        Self { id, stage, readable: false, ended: false, failed: false, dscp: 0, lease }
+        Self { id, stage, readable: false, ended: false, failed: false, dscp: 0, sent: Sent::Nothing, lease }
     }
 
     /// Has what is sent from now on leave as the pod's own packets do. What a program marks it seldom marks otherwise later:
@@ -71,6 +81,20 @@ impl FlowSocket {
 
     pub(super) fn wants_reading(&self) -> bool {
         self.readable && matches!(self.stage, Stage::Connected(_))
+    }
+
+    /// Before a write. The kernel holds the end of one back only while a short one before it is not acknowledged
+    /// (`tcp_nagle_check` of net/ipv4/tcp_output.c), and many connections are written to but once.
+    fn hurry(&mut self) {
+        self.sent = match (self.sent, self.connected()) {
+            (Sent::Nothing, _) => Sent::Once,
+            (Sent::Once, Some(fd)) => {
+                // Fails for no TCP socket.
+                let _ = sockopt::set_tcp_nodelay(fd, true);
+                Sent::Prompt
+            }
+            (sent, _) => sent,
+        };
     }
 
     pub(super) fn close(self, abort: bool) {
@@ -143,7 +167,9 @@ impl Pod {
             Ok(fd) => {
                 socket.stage = Stage::Connected(fd);
                 socket.lease = Some(lease);
+                socket.sent = Sent::Prompt;
                 self.stack.upstream_connected(&mut env.cx(), flow, None);
+                self.note_young(env, flow);
             }
             Err(failure) => {
                 self.flows[flow.slot as usize] = None;
@@ -207,7 +233,23 @@ impl Pod {
             other => other,
         };
         self.stack.upstream_connected(&mut env.cx(), id, Some(to));
+        self.note_young(env, id);
         true
+    }
+
+    fn note_young(&mut self, env: &Env<'_>, flow: FlowId) {
+        if let Some(oldest) = self.young.push(env.now, flow) {
+            self.keep_alive(env, oldest);
+        }
+    }
+
+    /// The connection may last.
+    pub(super) fn keep_alive(&self, env: &Env<'_>, flow: FlowId) {
+        if let Some(fd) = self.flow_socket(flow).and_then(FlowSocket::connected)
+            && let Err(error) = keep_alive(fd, env.limits)
+        {
+            tracing::debug!(%error, "an upstream connection has no keepalive");
+        }
     }
 
     /// Reads from the upstream what the pod has room for. Returns whether there is more for another turn.
@@ -285,13 +327,16 @@ impl Pod {
             socket.set_dscp(dscp);
         }
         loop {
-            let Some(fd) = self.flow_socket(flow).and_then(FlowSocket::connected) else { return };
             let chunks: Vec<IoSlice<'_>> =
                 self.stack.uplink(flow).take(MAX_SLICES).map(IoSlice::new).collect();
             let total: usize = chunks.iter().map(|chunk| chunk.len()).sum();
             if total == 0 {
                 return;
             }
+            let found = self.flows.get_mut(flow.slot as usize).and_then(Option::as_mut);
+            let Some(socket) = found.filter(|socket| socket.id == flow) else { return };
+            socket.hurry();
+            let Some(fd) = socket.connected() else { return };
             match sendmsg(fd, &chunks, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
                 Ok(sent) => {
                     drop(chunks);

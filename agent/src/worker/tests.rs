@@ -84,6 +84,7 @@ impl Bench {
             dialer: &self.dialer,
             sink: &self.sink,
             mark: None,
+            limits: &Limits::default(),
             worker: &self.worker,
         };
         work(&mut env, &mut self.buffer)

@@ -1,5 +1,6 @@
 //! What is told of flows, and how pods share the upstreams.
 
+use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 
@@ -7,6 +8,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::Signal;
 use serde_json::Value;
 use tunproxy_testkit::servers::{Danted, Microsocks};
+use tunproxy_testkit::topology::NODE_V4;
 use tunproxy_testkit::{Host, root_or_skip, wait};
 
 use crate::lab::{LIMIT, Lab, Pod, ask_for_greeting, web};
@@ -168,4 +170,46 @@ fn a_packet_that_the_device_refuses_is_counted() {
     server.send_to(b"too late", from).unwrap();
     let lost = || lab.status()["pods"][0]["drops"]["tun-write"].as_u64();
     wait::until_true("the loss in the counters", LIMIT, || lost() == Some(1)).unwrap();
+}
+
+#[test]
+fn an_upstream_that_is_gone_is_noticed_as_a_pod_is() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new();
+    notices_silence(&lab, "direct", web());
+}
+
+#[test]
+fn a_proxy_that_went_away_is_noticed() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let proxy =
+        Microsocks::start(&lab.topology.outside, Host::Socks.v4().into(), 1082, "me", "secret").unwrap();
+    notices_silence(&lab, &format!("socks5://me:secret@{}", proxy.address()), proxy.address());
+}
+
+/// `peer`: whom the node's socket is connected to.
+fn notices_silence(lab: &Lab, upstream: &str, peer: SocketAddr) {
+    let _agent = lab.agent_with(&[
+        ("TUNPROXY_UPSTREAM", upstream),
+        ("TUNPROXY_TCP_KEEPALIVE", "1"),
+        ("TUNPROXY_TCP_KEEPALIVE_INTERVAL", "1"),
+        ("TUNPROXY_TCP_KEEPALIVE_PROBES", "2"),
+    ]);
+    let pod = Pod::create(lab, "c1");
+    pod.add(lab).unwrap();
+    let mut stream = pod.connect().unwrap();
+    // What the kernel says of the node's socket.
+    let timers = || lab.topology.node.run(&format!("ss -Htno state established dst {peer}")).unwrap();
+    wait::until_true("the keepalive", LIMIT, || timers().contains("timer:(keepalive,")).unwrap();
+    // No answer any more, and nothing that says so.
+    lab.topology.outside.ip(&format!("route add blackhole {NODE_V4}/32")).unwrap();
+    let error = stream.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    let ended = |flow: &Value| flow["source"] == stream.local_addr().unwrap().to_string();
+    wait::until_true("the flow's line", LIMIT, || lab.flows().iter().any(ended)).unwrap();
 }

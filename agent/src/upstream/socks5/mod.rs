@@ -143,7 +143,6 @@ impl Proxy {
 pub(super) fn open_socket(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_nodelay(true)?;
-    socket.set_keepalive(true)?;
     if let Some(mark) = mark {
         SockRef::from(&socket).set_mark(mark)?;
     }

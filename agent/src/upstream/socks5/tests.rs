@@ -120,12 +120,3 @@ fn a_name_without_address_is_said() {
     let error = run(proxy.connect(target(), None)).unwrap_err();
     assert!(matches!(error, ConnectError::Resolve { .. } | ConnectError::TimedOut { .. }), "{error}");
 }
-
-#[test]
-fn a_proxy_that_went_away_is_noticed() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    run(async {
-        let socket = open_socket(listener.local_addr().unwrap(), None).unwrap();
-        assert!(SockRef::from(&socket).keepalive().unwrap());
-    });
-}
