@@ -4,6 +4,7 @@
 //! socket. A pod is never served before its policy is resident, and a plugin never waits for half an agent.
 
 pub mod cni;
+mod memory;
 pub mod pods;
 mod presence;
 pub mod readiness;
@@ -143,6 +144,7 @@ impl Agent {
         });
         tasks.spawn(self.admin.serve(self.node.clone(), stopped.clone()));
         tasks.spawn(until(stopped.clone(), sweep(self.node.pods.clone())));
+        tasks.spawn(until(stopped.clone(), memory::give_back()));
         if let Some(watch) = self.watch {
             tasks.spawn(until(stopped.clone(), follow(watch, self.reload.clone())));
         }

@@ -10,10 +10,12 @@
 //! - [`steering`]: the pod side: into the TUN and not around it.
 //! - [`host_tun`]: a TUN for this namespace, with routes and rules and their complete removal.
 //! - [`sandbox`]: a fresh namespace for one command.
+//! - [`memory`]: what the process holds, and giving back what it no longer uses.
 
 pub mod error_queue;
 pub mod host_tun;
 mod lock;
+pub mod memory;
 pub mod naming;
 pub mod netlink;
 pub mod netns;
