@@ -23,8 +23,8 @@ use crate::ports::EphemeralPorts;
 use listen::Listening;
 use tcp::{Cause, Connection};
 
-/// smoltcp's bound without its features for more, `IFACE_MAX_ADDR_COUNT`.
-const MAX_ADDRESSES: usize = 8;
+/// smoltcp's bound, by its feature `iface-max-addr-count-8`.
+const MAX_ADDRESSES: usize = smoltcp::config::IFACE_MAX_ADDR_COUNT;
 
 /// Everything a stack has. Behind one lock: the driver and the handles take turns.
 pub struct Engine {

@@ -356,6 +356,17 @@ fn sockets_are_bounded_and_a_time_wait_makes_room() {
 }
 
 #[test]
+fn eight_addresses_are_possible_and_no_more() {
+    let with = |count: u8| {
+        let addresses = (1..=count).map(|host| format!("192.0.2.{host}/24").parse().unwrap());
+        Engine::new("test0", MTU, StackConfig::new(addresses), 7)
+    };
+    let mut engine = with(8).unwrap();
+    engine.listen("192.0.2.8:80".parse().unwrap()).unwrap();
+    assert_eq!(with(9).unwrap_err().to_string(), "9 addresses, but a stack has at most 8");
+}
+
+#[test]
 fn addresses_are_checked_and_never_taken_twice() {
     let mut engine = engine(config(A));
     let mut listen =
