@@ -25,7 +25,7 @@
 //! gets an error that says why.
 //!
 //! Everything is bounded, by [`StackConfig`]. What this stack does not do: IP fragments (a datagram is at most one
-//! packet of the device's MTU), ICMP beyond port-unreachable, path-MTU discovery, and routing.
+//! packet of the device's MTU), ICMP beyond echo replies and port-unreachable, path-MTU discovery, and routing.
 
 mod config;
 mod device;

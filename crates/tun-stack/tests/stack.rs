@@ -427,3 +427,17 @@ fn forged(count: u32) -> impl Iterator<Item = Vec<u8>> + Send {
         Tcp::syn(source, at(STACK[0], 80), number, 1_460).build()
     })
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kernel_can_ping_it() {
+    if !root_or_skip() {
+        return;
+    }
+    let net = Net::new("ping", config());
+    for address in STACK {
+        let ping = format!("ping -c 1 -W 10 -s 1000 {address}");
+        // The stack's task runs on another thread meanwhile; ping itself keeps the time.
+        let said = net.namespace.run(&ping).unwrap();
+        assert!(said.contains("1 received"), "{said}");
+    }
+}
