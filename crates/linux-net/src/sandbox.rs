@@ -1,4 +1,4 @@
-//! A network namespace for one command, whose only way out is a TUN.
+//! A network namespace for one command, whose only way out is a TUN, or for this process, without any.
 //!
 //! [`enter`] runs in a child process that has one thread: it moves that process, hands back the TUN's queues for the
 //! parent to serve, and the child then becomes the command. As root the command keeps its rights; as an ordinary user
@@ -57,11 +57,7 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Moves this process into new namespaces and makes the TUN. It cannot go back.
 pub fn enter(plan: &SandboxPlan) -> Result<Tun, SandboxError> {
-    let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
-    if threads != 1 {
-        return Err(SandboxError::Threads { threads });
-    }
-    unshare()?;
+    unshare(UnshareFlags::NEWNS, Identity::Kept)?;
     // Mounts made here must not show outside.
     let private = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", private).map_err(|errno| SandboxError::Namespaces { source: errno.into() })?;
@@ -73,13 +69,34 @@ pub fn enter(plan: &SandboxPlan) -> Result<Tun, SandboxError> {
     Ok(tun)
 }
 
-fn unshare() -> Result<(), SandboxError> {
+/// Moves this process into a network namespace that has nothing but its loopback. It cannot go back. The namespace ends
+/// with the process, however that ends.
+///
+/// An ordinary user gets a user namespace in which it is root, with every right over that network and those that it makes.
+pub fn enter_empty() -> Result<(), SandboxError> {
+    unshare(UnshareFlags::empty(), Identity::Root)?;
+    Ok(set_loopback_up(&mut Netlink::open()?)?)
+}
+
+/// What an ordinary user is called inside its user namespace.
+#[derive(Clone, Copy)]
+enum Identity {
+    Kept,
+    Root,
+}
+
+/// A network namespace, and `more`; for an ordinary user a user namespace too.
+fn unshare(more: UnshareFlags, identity: Identity) -> Result<(), SandboxError> {
+    let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    if threads != 1 {
+        return Err(SandboxError::Threads { threads });
+    }
     let (uid, gid) = (geteuid(), getegid());
-    let mut flags = UnshareFlags::NEWNET | UnshareFlags::NEWNS;
+    let mut flags = UnshareFlags::NEWNET | more;
     if !uid.is_root() {
         flags |= UnshareFlags::NEWUSER;
     }
-    // SAFETY: the process has one thread, as checked by the caller, and none of the flags unshares the descriptor table.
+    // SAFETY: the process has one thread, and none of the flags unshares the descriptor table.
     unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(|errno| {
         let source = errno.into();
         if uid.is_root() {
@@ -93,8 +110,12 @@ fn unshare() -> Result<(), SandboxError> {
     }
     // Without "deny" an ordinary user may not write gid_map (user_namespaces(7)).
     write_map("/proc/self/setgroups", "deny")?;
-    write_map("/proc/self/uid_map", &format!("{0} {0} 1", uid.as_raw()))?;
-    write_map("/proc/self/gid_map", &format!("{0} {0} 1", gid.as_raw()))
+    let inside = |outside| match identity {
+        Identity::Kept => outside,
+        Identity::Root => 0,
+    };
+    write_map("/proc/self/uid_map", &format!("{} {uid} 1", inside(uid.as_raw())))?;
+    write_map("/proc/self/gid_map", &format!("{} {gid} 1", inside(gid.as_raw())))
 }
 
 fn write_map(path: &'static str, text: &str) -> Result<(), SandboxError> {
@@ -106,12 +127,16 @@ fn replace_resolv_conf(source: &Path) -> Result<(), SandboxError> {
         .map_err(|errno| SandboxError::ResolvConf { source_path: source.to_owned(), source: errno.into() })
 }
 
+fn set_loopback_up(netlink: &mut Netlink) -> Result<(), NetlinkError> {
+    match netlink.links()?.iter().find(|link| link.loopback) {
+        Some(loopback) => netlink.set_link_up(loopback),
+        None => Ok(()),
+    }
+}
+
 fn make_tun(plan: &SandboxPlan) -> Result<Tun, SandboxError> {
     let mut netlink = Netlink::open()?;
-    let loopback = netlink.links()?.into_iter().find(|link| link.loopback);
-    if let Some(loopback) = loopback {
-        netlink.set_link_up(&loopback)?;
-    }
+    set_loopback_up(&mut netlink)?;
     let spec = TunSpec { name: &plan.tun_name, queues: plan.queues, mtu: plan.mtu, persistent: None };
     let tun = tun::create(&mut netlink, &spec)?;
     for address in &plan.addresses {

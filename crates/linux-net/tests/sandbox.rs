@@ -1,4 +1,4 @@
-//! [`sandbox::enter`] moves the whole process, so each case is a process of its own: this program, started again by
+//! The functions of [`sandbox`] move the whole process, so each case is a process of its own: this program, started again by
 //! itself with one thread. It has no test harness because the harness has threads.
 
 use std::os::unix::process::CommandExt;
@@ -12,8 +12,10 @@ const ORDINARY: u32 = 65_534;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
-    if words.get(1).is_some_and(|word| word == "inside") {
-        return inside(&words[2], &words[3]);
+    match words.get(1).map(String::as_str) {
+        Some("inside") => return inside(&words[2], &words[3]),
+        Some("empty") => return empty(&words[3]),
+        Some(_) | None => {}
     }
     if !rustix::process::geteuid().is_root() {
         assert!(std::env::var_os("CI").is_none(), "CI must run these tests as root");
@@ -22,8 +24,9 @@ fn main() -> ExitCode {
     }
     root_gets_a_namespace_with_one_way_out();
     an_ordinary_user_gets_one_too_or_the_remedy();
+    an_empty_network_is_its_own_to_change();
     the_machine_is_as_before();
-    println!("sandbox: 3 cases passed");
+    println!("sandbox: 4 cases passed");
     ExitCode::SUCCESS
 }
 
@@ -50,12 +53,26 @@ fn inside(resolv_conf: &str, command: &str) -> ExitCode {
     }
 }
 
+/// In the child: moves into an empty network and runs a shell command there.
+fn empty(command: &str) -> ExitCode {
+    if let Err(error) = sandbox::enter_empty() {
+        eprintln!("{error}");
+        return ExitCode::from(42);
+    }
+    let status = Command::new("sh").args(["-c", command]).status().unwrap();
+    ExitCode::from(status.code().unwrap_or(99) as u8)
+}
+
 fn run(user: Option<u32>, command: &str) -> Output {
+    run_as("inside", user, command)
+}
+
+fn run_as(role: &str, user: Option<u32>, command: &str) -> Output {
     let file = std::env::temp_dir().join(format!("tunproxy-sandbox-{}.conf", std::process::id()));
     std::fs::write(&file, "nameserver 198.19.255.1\n").unwrap();
     // The ordinary user cannot reach the build directory: the program is run by descriptor.
     let mut child = Command::new("/proc/self/exe");
-    child.args(["inside", file.to_str().unwrap(), command]);
+    child.args([role, file.to_str().unwrap(), command]);
     if let Some(uid) = user {
         child.uid(uid).gid(uid);
     }
@@ -95,7 +112,25 @@ fn an_ordinary_user_gets_one_too_or_the_remedy() {
     assert_eq!(undo.status.code(), Some(7), "the command must not be able to remove the TUN");
 }
 
+fn an_empty_network_is_its_own_to_change() {
+    let change = "set -e; test \"$(ip -o link | wc -l)\" = 1; ip link show up dev lo | grep -q UP; \
+                  ip addr add 198.18.7.7/32 dev lo; echo 0 0 > /proc/sys/net/ipv4/ping_group_range; id -u";
+    for user in [None, Some(ORDINARY)] {
+        let output = run_as("empty", user, change);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{user:?}: {errors}");
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "0\n",
+            "root inside, whoever it is outside: {errors}"
+        );
+    }
+}
+
 fn the_machine_is_as_before() {
+    let shown = Command::new("ip").args(["-o", "addr"]).output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(!shown.contains("198.18.7.7"), "the empty network's address shows outside: {shown}");
     let text = std::fs::read_to_string("/etc/resolv.conf").unwrap();
     assert!(!text.contains("198.19.255.1"), "the sandbox's resolv.conf shows outside: {text}");
 }
