@@ -1,6 +1,7 @@
 //! The node agent of tunproxy, as a library: the binary and the end-to-end tests use it.
 
 pub mod admin;
+pub mod causes;
 pub mod cli;
 pub mod commands;
 pub mod config;

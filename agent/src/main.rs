@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{ColorChoice, CommandFactory, FromArgMatches};
+use tunproxy_agent::causes::told;
 use tunproxy_agent::cli::{Cli, Command, CompletionsArgs, ManArgs};
 use tunproxy_agent::paint::Paint;
 use tunproxy_agent::{commands, exec, serve, tun};
@@ -60,19 +61,6 @@ fn fail(error: &anyhow::Error, status: u8, no_color: bool) -> ExitCode {
     // With standard error gone there is only the exit status left to tell.
     let _ = if text.contains('\n') { writeln!(out, "{text}") } else { writeln!(out, "{label} {text}") };
     ExitCode::from(status)
-}
-
-/// The causes in a row, as `{:#}` has them, but for those that were told already: many name their cause themselves.
-fn told(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if text.is_empty() {
-            text = cause;
-        } else if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
 }
 
 fn print_completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
