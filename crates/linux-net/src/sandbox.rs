@@ -65,7 +65,8 @@ pub fn enter(plan: &SandboxPlan) -> Result<Tun, SandboxError> {
         replace_resolv_conf(source)?;
     }
     let tun = make_tun(plan)?;
-    allow_ping()?;
+    // Raw sockets take a capability that the command does not have.
+    sysctl::allow_ping_sockets()?;
     Ok(tun)
 }
 
@@ -157,10 +158,4 @@ fn make_tun(plan: &SandboxPlan) -> Result<Tun, SandboxError> {
         })?;
     }
     Ok(tun)
-}
-
-/// A new namespace lets nobody open ping sockets, and raw ones take a capability the command does not have.
-fn allow_ping() -> Result<(), SysctlError> {
-    let gid = getegid().as_raw();
-    sysctl::write_if_present("ipv4/ping_group_range", &format!("{gid}\t{gid}"))
 }

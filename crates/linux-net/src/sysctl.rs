@@ -37,6 +37,12 @@ pub fn write_if_present(name: &str, value: &str) -> Result<(), SysctlError> {
     }
 }
 
+/// Lets this process's group open ping sockets, which a new namespace allows nobody.
+pub fn allow_ping_sockets() -> Result<(), SysctlError> {
+    let gid = rustix::process::getegid().as_raw();
+    write_if_present("ipv4/ping_group_range", &format!("{gid}\t{gid}"))
+}
+
 /// The kernel has IPv6, whether or not an interface uses it.
 pub fn has_ipv6() -> bool {
     path("ipv6/conf/all").exists()
