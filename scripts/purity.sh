@@ -19,7 +19,8 @@ may_use() {
     datapath) echo policy ;;
     tun-stack) echo linux-net ;;
     cni-plugin) echo ipc linux-net ;;
-    agent) echo policy datapath ipc linux-net ;;
+    # tun-stack is the outside host of the self-test, and of nothing else: pods are served by datapath.
+    agent) echo policy datapath ipc linux-net tun-stack ;;
     e2e | bench) echo testkit ;;
     *) echo unknown ;;
     esac

@@ -9,6 +9,7 @@ use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueHint};
 
 use crate::commands::{explain::ExplainArgs, pcap::PcapArgs, validate::ValidateArgs};
 use crate::config::{ConfigFlags, DefaultAction};
+use crate::self_test::SelfTestArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -53,6 +54,7 @@ pub enum Command {
     Tun(TunArgs),
     Explain(ExplainArgs),
     Pcap(PcapArgs),
+    SelfTest(SelfTestArgs),
     Validate(ValidateArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),

@@ -13,6 +13,7 @@ pub mod paint;
 pub mod pcap;
 pub mod policies;
 pub mod resolvers;
+pub mod self_test;
 pub mod serve;
 pub mod session;
 pub mod tun;

@@ -7,9 +7,9 @@ use clap::{ColorChoice, CommandFactory, FromArgMatches};
 use tunproxy_agent::causes::told;
 use tunproxy_agent::cli::{Cli, Command, CompletionsArgs, ManArgs};
 use tunproxy_agent::paint::Paint;
-use tunproxy_agent::{commands, exec, serve, tun};
+use tunproxy_agent::{commands, exec, self_test, serve, tun};
 
-/// Exit status when explain or validate cannot answer: 1 says "denied", or "mistakes".
+/// Exit status when explain, validate or self-test cannot answer: 1 says "denied", "mistakes" or "failed".
 const UNANSWERED: u8 = 2;
 
 fn main() -> ExitCode {
@@ -24,6 +24,9 @@ fn main() -> ExitCode {
         }
         Command::Validate(args) => {
             (answer(no_color, |out, paint| commands::validate::run(&args, out, paint)), UNANSWERED)
+        }
+        Command::SelfTest(args) => {
+            (answer(no_color, |out, paint| self_test::run(&args, no_color, out, paint)), UNANSWERED)
         }
         Command::Pcap(args) => (commands::pcap::run(&args), 1),
         Command::Completions(args) => (print_completions(&args), 1),

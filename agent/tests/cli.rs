@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_tunproxy-agent");
-const COMMANDS: [&str; 8] = ["serve", "exec", "tun", "explain", "validate", "pcap", "completions", "man"];
+const COMMANDS: [&str; 9] =
+    ["serve", "exec", "tun", "explain", "validate", "pcap", "self-test", "completions", "man"];
 
 /// Runs the agent with nothing of the caller's in its environment.
 fn agent(arguments: &[&str]) -> Output {

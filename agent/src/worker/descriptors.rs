@@ -34,13 +34,11 @@ pub(super) struct Lease(Arc<Share>);
 
 impl Descriptors {
     pub(super) fn new() -> Arc<Self> {
-        let limit = getrlimit(Resource::Nofile).current.map_or(UNLIMITED, |limit| limit as usize);
-        Self::of(limit)
+        Self::of(getrlimit(Resource::Nofile).current)
     }
 
-    pub(super) fn of(limit: usize) -> Arc<Self> {
-        // A tiny limit is shared all the same; the kernel says when it is reached.
-        Arc::new(Self { total: limit.saturating_sub(RESERVE).max(limit / 2), used: AtomicUsize::new(0) })
+    pub(super) fn of(limit: Option<u64>) -> Arc<Self> {
+        Arc::new(Self { total: descriptors_for_pods(limit), used: AtomicUsize::new(0) })
     }
 
     #[cfg(test)]
@@ -74,6 +72,13 @@ impl Drop for Lease {
     }
 }
 
+/// Of so many descriptors (`None`: no limit) those that pods share, one for each flow.
+pub fn descriptors_for_pods(limit: Option<u64>) -> usize {
+    let limit = limit.map_or(UNLIMITED, |limit| limit as usize);
+    // A tiny limit is shared all the same; the kernel says when it is reached.
+    limit.saturating_sub(RESERVE).max(limit / 2)
+}
+
 /// Raises the soft limit of descriptors to the hard one, for a process that serves many pods.
 pub fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
@@ -96,7 +101,7 @@ mod tests {
 
     #[test]
     fn greedy_pods_leave_something_for_the_next() {
-        let node = Descriptors::of(RESERVE + 1_200);
+        let node = Descriptors::of(Some(RESERVE as u64 + 1_200));
         let (one, two, three) = (node.share(), node.share(), node.share());
         let first = take_all(&one);
         assert_eq!(first.len(), 600);
@@ -111,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_tiny_limit_is_shared_too() {
-        let node = Descriptors::of(64);
+        let node = Descriptors::of(Some(64));
         assert_eq!(take_all(&node.share()).len(), 16);
     }
 }

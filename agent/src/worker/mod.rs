@@ -38,11 +38,13 @@ use tunproxy_datapath::{
 };
 use tunproxy_policy::{Permit, UpstreamRef, Workload, WorkloadPolicy};
 
-pub use descriptors::raise_descriptor_limit;
 use descriptors::{Descriptors, Lease, Share};
+pub use descriptors::{descriptors_for_pods, raise_descriptor_limit};
 use event_loop::EventLoop;
 use handover::{Siblings, Waiting};
+pub use queues::attach_queue_program;
 use queues::{Hand, Spreading};
+pub use socket::probe_echo;
 pub(crate) use socket::set_traffic_class;
 pub use tap::Probe;
 

@@ -1,7 +1,7 @@
 //! A TUN's queues and the workers that read them.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use tunproxy_datapath::shard;
 use tunproxy_linux_net::tun::{Mix, QueueProgram};
@@ -22,7 +22,7 @@ impl Spreading {
         if workers < 2 {
             return Self(None);
         }
-        let loaded = QueueProgram::load(Mix { first: shard::FIRST, second: shard::SECOND });
+        let loaded = load();
         if let Err(error) = &loaded {
             tracing::warn!(%error, "the kernel does not take the program that spreads packets over the workers (it needs \
                 CAP_BPF); they hand packets to each other, which is slower");
@@ -52,6 +52,15 @@ impl Spreading {
         }
         Ok(hands)
     }
+}
+
+fn load() -> io::Result<QueueProgram> {
+    QueueProgram::load(Mix { first: shard::FIRST, second: shard::SECOND })
+}
+
+/// Has the TUN of this queue spread its packets as the workers of a pod want them.
+pub fn attach_queue_program(queue: impl AsFd) -> io::Result<()> {
+    load()?.attach(queue)
 }
 
 #[cfg(test)]

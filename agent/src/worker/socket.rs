@@ -61,6 +61,11 @@ pub(super) fn open_echo(to: IpAddr, mark: Option<u32>) -> io::Result<(OwnedFd, b
     Ok((socket, raw))
 }
 
+/// Whether pings towards that family take a raw socket; an error if there is neither kind. Nothing is sent.
+pub fn probe_echo(to: IpAddr) -> io::Result<bool> {
+    open_echo(to, None).map(|(_, raw)| raw)
+}
+
 fn set_mark(socket: &OwnedFd, mark: Option<u32>) -> io::Result<()> {
     match mark {
         Some(mark) => SockRef::from(socket).set_mark(mark),

@@ -67,7 +67,7 @@ impl Bench {
         let buffer = pool.take();
         let silent = Arc::new(Silent::default());
         let dialer = silent.clone();
-        let descriptors = Descriptors::of(4_096);
+        let descriptors = Descriptors::of(Some(4_096));
         let shard = shard_config(tun, descriptors.share());
         let pod = Pod::new(0, shard, poll.registry()).unwrap();
         let sink = Arc::new(Deaf);

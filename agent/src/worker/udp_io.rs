@@ -228,7 +228,7 @@ mod tests {
             let loopback: std::net::IpAddr =
                 if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
             let receiver = Receiver::bind((loopback, 0)).unwrap();
-            let lease = Descriptors::of(4_096).share().lease().unwrap();
+            let lease = Descriptors::of(Some(4_096)).share().lease().unwrap();
             let id = MappingId { slot: 0, generation: 0 };
             let fields = Fields::default();
             let socket = UdpSocket { id, fd: open_udp(v6, None).unwrap(), v6, fields, _lease: lease };
