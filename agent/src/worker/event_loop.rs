@@ -7,7 +7,7 @@ use std::sync::mpsc::Receiver;
 
 use mio::{Events, Poll, Waker};
 use slab::Slab;
-use tunproxy_datapath::{Account, Instant, PacketBuf, Pool};
+use tunproxy_datapath::{Account, Instant, Memory, PacketBuf, Pool};
 
 use super::datagram_run::DatagramRun;
 use super::pod::{Env, Pod};
@@ -42,14 +42,14 @@ pub(super) struct EventLoop {
 impl EventLoop {
     pub(super) fn new(
         config: &WorkersConfig,
+        memory: &Arc<Memory>,
         commands: Receiver<Command>,
         dialer: Arc<dyn Dialer>,
         sink: Arc<dyn FlowSink>,
     ) -> io::Result<(Self, Waker)> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
-        // The budget is the node's: each worker has its share.
-        let mut pool = Pool::new(config.limits.memory / config.workers.max(1));
+        let mut pool = Pool::of(memory);
         let buffer = pool.take();
         let event_loop = Self {
             poll,

@@ -33,8 +33,8 @@ use std::{fmt, io};
 
 use mio::Waker;
 use tunproxy_datapath::{
-    Counters, DialFailure, DnsAlias, FlowBegin, FlowId, FlowRecord, Limits, PacketBuf, Stack, StackConfig,
-    Target, UpstreamFailure,
+    Account, Counters, DialFailure, DnsAlias, FlowBegin, FlowId, FlowRecord, Limits, Memory, PacketBuf,
+    Stack, StackConfig, Target, UpstreamFailure,
 };
 use tunproxy_policy::{Permit, UpstreamRef, Workload, WorkloadPolicy};
 
@@ -199,6 +199,7 @@ struct ShardConfig {
     vnet_header: bool,
     descriptors: Arc<Share>,
     siblings: Arc<Siblings>,
+    account: Account,
 }
 
 enum Command {
@@ -285,9 +286,12 @@ impl Workers {
             spreading: Spreading::start(count),
             handed_over: Arc::default(),
         };
+        // One budget for all.
+        let memory = Memory::new(config.limits.memory);
         for number in 0..count {
             let (commands, receiver) = mpsc::channel();
-            let (event_loop, waker) = EventLoop::new(config, receiver, dialer.clone(), sink.clone())?;
+            let (event_loop, waker) =
+                EventLoop::new(config, &memory, receiver, dialer.clone(), sink.clone())?;
             let handle = Handle { commands, waker: Arc::new(waker) };
             let own = handle.clone();
             let name = format!("worker-{number}");
@@ -332,6 +336,7 @@ impl Workers {
         };
         let stacks = Stack::shards(&stack, handles.len());
         let siblings = Arc::new(Siblings::new(handles.clone(), &self.handed_over));
+        let account = Account::default();
         let shard = |(hand, stack)| ShardConfig {
             id,
             workload: pod.workload.clone(),
@@ -340,6 +345,7 @@ impl Workers {
             vnet_header: pod.vnet_header,
             descriptors: descriptors.clone(),
             siblings: siblings.clone(),
+            account: account.sibling(),
         };
         let shards: Vec<_> = hands.into_iter().zip(stacks).map(shard).collect();
         // The first comes last: it is the one that hands packets over.

@@ -85,7 +85,7 @@ pub(super) struct Pod {
     workload: Arc<Workload>,
     pub(super) descriptors: Arc<Share>,
     siblings: Arc<Siblings>,
-    /// What its flows hold of the worker's pool.
+    /// What its flows hold of the node's packet memory.
     pub(super) account: Account,
     pub(super) complaints: Complaints,
     /// Who looks on.
@@ -112,7 +112,7 @@ impl Pod {
             workload: config.workload,
             descriptors: config.descriptors,
             siblings: config.siblings,
-            account: Account::default(),
+            account: config.account,
             complaints: Complaints::default(),
             taps: Taps::default(),
         })

@@ -141,6 +141,7 @@ fn shard_config(tun: OwnedFd, descriptors: Arc<Share>) -> ShardConfig {
         vnet_header: true,
         descriptors,
         siblings: Arc::new(Siblings::new(Vec::new(), &Arc::default())),
+        account: Account::default(),
     }
 }
 

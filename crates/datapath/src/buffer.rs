@@ -4,7 +4,9 @@
 //! whole buffer for it would waste memory. An idle flow owns no buffer.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
+use crate::memory::{Account, Memory, Part};
 use crate::vnet;
 
 /// Octets of a pooled buffer: the largest IP packet behind its virtio header, rounded up to a cache line.
@@ -48,23 +50,23 @@ impl PacketBuf {
     }
 }
 
-/// Octets that one pod's flows hold of a pool.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Account(usize);
-
-/// Hands out buffers and knows how many octets flows hold, of all pods and of the one that is served now.
+/// A worker's buffers. It knows how many octets flows hold, of all pods and of the one that is served now.
 #[derive(Debug)]
 pub struct Pool {
     free: Vec<Box<[u8]>>,
-    held: usize,
+    part: Part,
     account: Account,
-    budget: usize,
 }
 
 impl Pool {
-    /// `budget`: octets that the flows of all pods may hold; see [`Pool::is_exhausted`].
+    /// A pool with a budget of its own, in octets.
     pub fn new(budget: usize) -> Self {
-        Self { free: Vec::new(), held: 0, account: Account::default(), budget }
+        Self::of(&Memory::new(budget))
+    }
+
+    /// One of several pools that share a budget.
+    pub fn of(memory: &Arc<Memory>) -> Self {
+        Self { free: Vec::new(), part: Part::of(memory), account: Account::default() }
     }
 
     pub fn take(&mut self) -> PacketBuf {
@@ -76,42 +78,42 @@ impl Pool {
         self.give_data(buffer.data);
     }
 
-    /// Octets that flows hold now, whole buffers counted whole.
+    /// Octets that flows hold of this pool now, whole buffers counted whole.
     pub fn held(&self) -> usize {
-        self.held
+        self.part.held()
     }
 
     /// Whether the pod holds its share: as much as is still free (dynamic threshold), so alone it gets half of the budget
     /// and there is always something left for the next.
     pub fn is_exhausted(&self) -> bool {
-        self.account.0 >= self.budget.saturating_sub(self.held)
+        self.part.is_exhausted(&self.account)
     }
 
     /// Exchanges `account` with the one that is charged now. Called before a pod is served, and again after.
     pub fn switch(&mut self, account: &mut Account) {
+        self.account.rest();
         std::mem::swap(&mut self.account, account);
     }
 
     fn charge(&mut self, octets: usize) {
-        self.held += octets;
-        self.account.0 += octets;
+        self.part.charge(&mut self.account, octets);
     }
 
     fn credit(&mut self, octets: usize) {
-        debug_assert!(self.account.0 >= octets, "the chunk is another pod's");
-        self.held -= octets;
-        self.account.0 = self.account.0.saturating_sub(octets);
+        self.part.credit(&mut self.account, octets);
     }
 
-    /// Lets go of free buffers down to a handful, for a worker that has become idle.
+    /// Lets go of free buffers down to a handful, and of what is drawn of the budget and not used, for a worker that has
+    /// become idle.
     pub fn trim(&mut self) {
         self.free.truncate(KEEP_IDLE);
         self.free.shrink_to_fit();
+        self.part.settle();
     }
 
-    /// Whether [`Pool::trim`] would let go of any.
+    /// Whether [`Pool::trim`] would let go of anything.
     pub fn has_spare(&self) -> bool {
-        self.free.len() > KEEP_IDLE
+        self.free.len() > KEEP_IDLE || !self.part.is_settled()
     }
 
     /// A chunk of `buffer[start..end]`: the buffer itself when the payload is large (a new one takes its place), else
@@ -330,32 +332,6 @@ mod tests {
         assert_eq!(queue.len(), 40_100);
         queue.clear(&mut pool);
         assert_eq!(pool.held(), 0);
-    }
-
-    /// Keeps copies for the account until the pool says stop; gives how many octets that were.
-    fn fill(pool: &mut Pool, account: &mut Account, kept: &mut Vec<Chunk>) -> usize {
-        pool.switch(account);
-        let before = pool.held();
-        while !pool.is_exhausted() {
-            kept.push(Chunk::copied(pool, &[0; 100]));
-        }
-        let taken = pool.held() - before;
-        pool.switch(account);
-        taken
-    }
-
-    #[test]
-    fn a_greedy_pod_leaves_memory_for_the_others() {
-        let mut pool = Pool::new(120_000);
-        let mut accounts = [const { Account(0) }; 3];
-        let mut kept = [const { Vec::new() }; 3];
-        let taken = [0, 1, 2].map(|pod| fill(&mut pool, &mut accounts[pod], &mut kept[pod]));
-        assert_eq!(taken, [60_000, 30_000, 15_000]);
-        pool.switch(&mut accounts[0]);
-        kept[0].drain(..).for_each(|chunk| release(&mut pool, chunk));
-        pool.switch(&mut accounts[0]);
-        assert_eq!(accounts[0], Account::default());
-        assert_eq!(fill(&mut pool, &mut accounts[2], &mut kept[2]), 30_000);
     }
 
     proptest::proptest! {

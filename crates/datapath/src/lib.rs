@@ -16,6 +16,7 @@ mod icmp;
 pub mod key;
 pub mod lease;
 pub mod limits;
+pub mod memory;
 mod recency;
 pub mod record;
 pub mod shard;
@@ -28,12 +29,13 @@ pub mod udp;
 pub mod view;
 pub mod vnet;
 
-pub use buffer::{Account, PacketBuf, Pool};
+pub use buffer::{PacketBuf, Pool};
 pub use checksum::internet as internet_checksum;
 pub use counters::{Counters, DropReason};
 pub use echo::EchoId;
 pub use key::FlowId;
 pub use limits::{Keepalive, Limits};
+pub use memory::{Account, Memory};
 pub use record::{CloseReason, FlowBegin, FlowRecord, NameSource};
 pub use smoltcp::time::{Duration, Instant};
 pub use stack::{

@@ -41,8 +41,8 @@ pub struct Limits {
     pub leases: usize,
     /// Bytes one TCP flow may hold towards the upstream (the receive window's ceiling).
     pub receive_buffer: usize,
-    /// Bytes of packet buffers that all flows of the process may hold before new data is refused. Each worker has its
-    /// share, and a pod may hold as much of that as is still free.
+    /// Bytes of packet buffers that all flows of the process may hold before new data is refused. A pod may hold as much
+    /// as is still free.
     pub memory: usize,
     /// `None`: pods are never asked, and one that vanished holds its flows for ever.
     pub keepalive: Option<Keepalive>,
