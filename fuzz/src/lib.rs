@@ -14,7 +14,7 @@ pub use wire::fix_header;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use tunproxy_datapath::{
     Action, Cx, DialFailure, Duration, FlowId, Input, Instant, Limits, Pool, Stack, StackConfig, vnet,
@@ -269,7 +269,17 @@ fn limits() -> Limits {
     }
 }
 
+/// Compiled once: most inputs take less time than that.
 fn policy(default: NodeDefault) -> Arc<WorkloadPolicy> {
+    static ALLOW: LazyLock<Arc<WorkloadPolicy>> = LazyLock::new(|| compile(NodeDefault::Allow));
+    static DENY: LazyLock<Arc<WorkloadPolicy>> = LazyLock::new(|| compile(NodeDefault::Deny));
+    Arc::clone(match default {
+        NodeDefault::Allow => &ALLOW,
+        NodeDefault::Deny => &DENY,
+    })
+}
+
+fn compile(default: NodeDefault) -> Arc<WorkloadPolicy> {
     let settings = NodeSettings { default, upstream: UpstreamRef::direct(), resolvers: Vec::new() };
     Arc::new(PolicySet::compile(&Policies::default(), settings).for_workload(&Workload::default()))
 }
