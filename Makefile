@@ -1,6 +1,6 @@
 # Every target does its own set-up (scripts/setup.sh says what it installs). `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test e2e bench bench-peers bench-programs soak sanitize lint fuzz clean setup-%
+.PHONY: help build demo test e2e bench bench-peers bench-programs soak sanitize loom lint fuzz clean setup-%
 
 CARGO ?= cargo
 HOST_TARGET := x86_64-unknown-linux-gnu
@@ -36,6 +36,10 @@ e2e: setup-e2e ## Run the plugin under cnitool, containerd and runc, and two min
 soak: setup-test bench-programs ## Mixed traffic with pods coming and going for SOAK_MINUTES (30): nothing grows, no octet is wrong (as root)
 	TUNPROXY_BIN_DIR=$(TARGET)/release TUNPROXY_SOAK_MINUTES=$(SOAK_MINUTES) $(CARGO) test --package tunproxy-e2e \
 		--test soak -- --ignored --nocapture
+
+loom: ## What threads share, in every order that they may come to it (loom)
+	RUSTFLAGS="--cfg tunproxy_loom" $(CARGO) test --package tunproxy-datapath --package tunproxy-agent --lib \
+		--target-dir $(TARGET)/loom loom_tests
 
 sanitize: setup-sanitize ## Unit tests and a real agent under AddressSanitizer and ThreadSanitizer (nightly; as root)
 	scripts/sanitize.sh $(SANITIZERS)

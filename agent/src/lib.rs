@@ -16,6 +16,7 @@ pub mod resolvers;
 pub mod self_test;
 pub mod serve;
 pub mod session;
+mod sync;
 pub mod tun;
 pub mod upstream;
 pub mod worker;

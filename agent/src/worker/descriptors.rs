@@ -4,9 +4,10 @@
 //! third each, and there is always something left for the next.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::sync::{AtomicUsize, Ordering};
 
 /// For the agent itself: TUNs, listeners, files, the handshakes of upstreams.
 const RESERVE: usize = 1_024;
@@ -118,5 +119,30 @@ mod tests {
     fn a_tiny_limit_is_shared_too() {
         let node = Descriptors::of(Some(64));
         assert_eq!(take_all(&node.share()).len(), 16);
+    }
+}
+
+#[cfg(all(test, tunproxy_loom))]
+mod loom_tests {
+    use super::*;
+
+    #[test]
+    fn two_workers_are_off_by_one_at_most_and_give_all_back() {
+        loom::model(|| {
+            let node = Descriptors::of(4);
+            assert_eq!(node.total, 2);
+            // One pod in two workers: its share is one of two.
+            let pod = node.share();
+            let other = {
+                let pod = pod.clone();
+                loom::thread::spawn(move || pod.lease())
+            };
+            let leases = [pod.lease(), other.join().unwrap()];
+            assert!((1..=2).contains(&leases.iter().flatten().count()));
+            assert!(pod.lease().is_none());
+            drop(leases);
+            assert_eq!((node.used(), pod.held.load(Ordering::Relaxed)), (0, 0));
+            assert!(pod.lease().is_some());
+        });
     }
 }

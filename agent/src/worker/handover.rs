@@ -2,17 +2,17 @@
 //! cannot be told, and where a flow belongs is seen only when fragments are put together.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tunproxy_datapath::PacketBuf;
 
 use super::{Command, Handle, PodId};
+use crate::sync::{AtomicUsize, Ordering};
 
 /// Packets of one pod that may wait for other workers, each in a buffer of 64 KiB.
-const MOST: usize = 256;
+const MOST: usize = if cfg!(tunproxy_loom) { 1 } else { 256 };
 
 /// Those of all pods.
-const MOST_OF_ALL: usize = 1_024;
+const MOST_OF_ALL: usize = 4 * MOST;
 
 /// The workers that serve one pod.
 pub(super) struct Siblings {
@@ -74,5 +74,27 @@ mod tests {
         assert!(pods.last().unwrap().place().is_some());
         drop(places);
         assert_eq!(all.load(Ordering::Relaxed), 0);
+    }
+}
+
+#[cfg(all(test, tunproxy_loom))]
+mod loom_tests {
+    use super::*;
+
+    #[test]
+    fn of_two_workers_that_want_the_last_place_one_gets_it() {
+        loom::model(|| {
+            let all = Arc::default();
+            let pod = Arc::new(Siblings::new(Vec::new(), &all));
+            let other = {
+                let pod = pod.clone();
+                loom::thread::spawn(move || pod.place())
+            };
+            let places = [pod.place(), other.join().unwrap()];
+            assert_eq!(places.iter().flatten().count(), MOST);
+            drop(places);
+            assert_eq!(all.load(Ordering::Relaxed), 0);
+            assert!(pod.place().is_some());
+        });
     }
 }

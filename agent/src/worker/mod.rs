@@ -26,7 +26,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::{fmt, io};
@@ -47,6 +46,8 @@ use queues::{Hand, Spreading};
 pub use socket::probe_echo;
 pub(crate) use socket::set_traffic_class;
 pub use tap::Probe;
+
+use crate::sync::AtomicUsize;
 
 /// Workers that serve one pod, and queues that its TUN should have: more of them cost descriptors and win little.
 pub const MAX_SHARDS: usize = 8;

@@ -22,6 +22,7 @@ pub mod record;
 pub mod shard;
 pub mod sniff;
 pub mod stack;
+mod sync;
 pub mod tcp;
 mod timer;
 mod too_big;

@@ -4,7 +4,8 @@
 //! itself. From the counts that they share they draw in grains: a packet touches no memory of another thread.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::sync::{AtomicUsize, Ordering};
 
 /// Octets that are drawn at once, at most; two of them may be drawn and not used.
 const GRAIN: usize = 256 * 1024;
@@ -246,5 +247,47 @@ mod tests {
                 }
             }
         }
+    }
+}
+
+#[cfg(all(test, tunproxy_loom))]
+mod loom_tests {
+    use super::*;
+
+    const BUDGET: usize = 8;
+
+    /// What a shard takes when it can take all, in chunks of two octets.
+    fn take(memory: &Arc<Memory>, mut account: Account) -> (Part, Account) {
+        let mut part = Part::of(memory);
+        for _ in 0..2 {
+            if !part.is_exhausted(&account) {
+                part.charge(&mut account, 2);
+            }
+        }
+        assert!(memory.drawn() >= part.held());
+        (part, account)
+    }
+
+    #[test]
+    fn two_shards_of_a_pod_stay_within_the_budget_and_return_all() {
+        loom::model(|| {
+            let memory = Memory::new(BUDGET);
+            let own = Account::default();
+            let (pod, sibling) = (own.pod.clone(), own.sibling());
+            let other = {
+                let memory = memory.clone();
+                loom::thread::spawn(move || take(&memory, sibling))
+            };
+            let mut shards = [take(&memory, own), other.join().unwrap()];
+            // Half of the budget is the pod's; where neither has seen yet what the other took, both take it.
+            let held: usize = shards.iter().map(|(part, _)| part.held()).sum();
+            assert!((BUDGET / 2..=BUDGET).contains(&held), "{held}");
+            for (part, account) in &mut shards {
+                part.credit(account, part.held());
+                account.rest();
+                part.settle();
+            }
+            assert_eq!((memory.drawn(), pod.load(Ordering::Relaxed)), (0, 0));
+        });
     }
 }

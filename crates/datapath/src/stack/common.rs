@@ -1,7 +1,6 @@
 //! What the shards of one pod have in common. They run on threads of their own, and a pod's names and bounds are those
 //! of the pod: a SYN that one shard gets finds the name that another has learnt.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::refusals::Refusals;
@@ -9,6 +8,7 @@ use super::shared::Budget;
 use crate::key::KeyedState;
 use crate::lease::Leases;
 use crate::limits::Limits;
+use crate::sync::{AtomicUsize, Ordering};
 
 /// Locked for a look into one table, and never across a call out of the crate.
 #[derive(Debug)]
@@ -125,5 +125,27 @@ mod tests {
             (0..tally.own()).for_each(|_| tally.remove());
         }
         assert_eq!(all.load(Ordering::Relaxed), 0);
+    }
+}
+
+#[cfg(all(test, tunproxy_loom))]
+mod loom_tests {
+    use super::*;
+
+    #[test]
+    fn of_two_shards_that_want_the_last_place_one_gets_it() {
+        loom::model(|| {
+            let all = Arc::default();
+            let [mut own, mut sibling] = [Tally::of(&all), Tally::of(&all)];
+            let other = loom::thread::spawn(move || {
+                let added = sibling.try_add(1);
+                (added, sibling)
+            });
+            let added = own.try_add(1);
+            let (other_added, mut sibling) = other.join().unwrap();
+            assert!(added ^ other_added);
+            if added { &mut own } else { &mut sibling }.remove();
+            assert_eq!(all.load(Ordering::Relaxed), 0);
+        });
     }
 }
