@@ -65,8 +65,8 @@ lint: setup-lint ## Check format, lints, licences, purity and shell scripts
 	scripts/purity.sh
 	shellcheck scripts/*.sh .ci/run
 
-fuzz: setup-fuzz ## Run every fuzz target for FUZZ_SECONDS (60)
-	scripts/fuzz.sh $(FUZZ_SECONDS)
+fuzz: setup-fuzz ## Run every fuzz target for FUZZ_SECONDS (60), or FUZZ_RUNS times
+	scripts/fuzz.sh $(if $(FUZZ_RUNS),runs $(FUZZ_RUNS),$(FUZZ_SECONDS))
 
 clean: ## Remove everything that was built
 	$(CARGO) clean

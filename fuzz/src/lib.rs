@@ -36,9 +36,21 @@ thread_local! {
     static POOL: Cell<Option<Pool>> = const { Cell::new(None) };
 }
 
-/// The octet at a place of any stream.
-pub fn octet(place: u64) -> u8 {
-    (place.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
+/// The octets of any stream repeat after so many: more than a stream has, and a divisor of the sequence space.
+const PERIOD: usize = 1 << 20;
+
+/// More than any packet or read has.
+const LONGEST: usize = 1 << 17;
+
+/// The `len` octets from a place of any stream on. They are made once, and compared by the slice: octet by octet, the
+/// fuzzer would trace every comparison, and do little else.
+pub fn octets(place: u64, len: usize) -> &'static [u8] {
+    static ALL: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let octet = |place: usize| ((place % PERIOD) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
+        (0..PERIOD + LONGEST).map(|place| octet(place) as u8).collect()
+    });
+    let start = (place % PERIOD as u64) as usize;
+    &ALL[start..start + len]
 }
 
 /// How the world answers connects.

@@ -203,7 +203,7 @@ impl World {
         let first = if syn { seq.wrapping_add(1) } else { seq };
         let payload = connection.octets(first, len);
         let options = step.options.octets(connection.acked);
-        let packet = wire::tcp(connection.port, seq, ack, step.flags, step.window, &options, &payload);
+        let packet = wire::tcp(connection.port, seq, ack, step.flags, step.window, &options, payload);
         self.raw(&packet);
     }
 
@@ -235,7 +235,7 @@ impl World {
         let payload = connection.octets(connection.next, usize::from(len));
         let flags = flag::ACK | if fin { flag::FIN } else { 0 };
         let packet =
-            wire::tcp(connection.port, connection.next, connection.acked, flags, window, &[], &payload);
+            wire::tcp(connection.port, connection.next, connection.acked, flags, window, &[], payload);
         connection.next = connection.next.wrapping_add(u32::from(len));
         self.raw(&packet);
     }
