@@ -107,6 +107,7 @@ impl Session {
             queues: wire.queues,
             vnet_header: wire.vnet_header,
             addresses: wire.addresses,
+            broadcasts: Vec::new(),
             mtu: wire.mtu,
             rules: governed.policies.rules_for(&governed.workload),
             dns_alias: wire.dns_alias,

@@ -82,6 +82,7 @@ impl World {
     pub fn new() -> Self {
         let config = StackConfig {
             addresses: Vec::new(),
+            broadcasts: Vec::new(),
             mtu: 1_500,
             offload: true,
             limits: limits(),

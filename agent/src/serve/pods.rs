@@ -307,6 +307,7 @@ impl Pods {
             queues,
             vnet_header: true,
             addresses: attachment.addresses.iter().map(InterfaceAddress::ip).collect::<Vec<IpAddr>>(),
+            broadcasts: attachment.addresses.iter().filter_map(InterfaceAddress::broadcast).collect(),
             mtu: u16::try_from(attachment.mtu).unwrap_or(u16::MAX),
             rules: self.policies.rules_for(&workload),
             dns_alias: None,

@@ -78,6 +78,8 @@ pub struct PodConfig {
     pub vnet_header: bool,
     /// Sources the pod may use; empty: any.
     pub addresses: Vec<IpAddr>,
+    /// Addresses of its networks that no host has.
+    pub broadcasts: Vec<IpAddr>,
     pub mtu: u16,
     pub rules: PodRules,
     pub dns_alias: Option<DnsAlias>,
@@ -325,6 +327,7 @@ impl Workers {
         let PodRules { policy, resolvers, direct } = pod.rules;
         let stack = StackConfig {
             addresses: pod.addresses,
+            broadcasts: pod.broadcasts,
             mtu: pod.mtu,
             offload: pod.vnet_header,
             limits: self.config.limits.clone(),

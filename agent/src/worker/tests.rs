@@ -123,6 +123,7 @@ fn shard_config(tun: OwnedFd, descriptors: Arc<Share>) -> ShardConfig {
     let PodRules { policy, resolvers, direct } = rules(&workload);
     let stack = Stack::new(StackConfig {
         addresses: Vec::new(),
+        broadcasts: Vec::new(),
         mtu: 1_500,
         offload: true,
         limits: Limits::default(),
@@ -260,6 +261,7 @@ impl Shards {
             queues,
             vnet_header: true,
             addresses: Vec::new(),
+            broadcasts: Vec::new(),
             mtu: 1_500,
             dns_alias: None,
         };

@@ -169,6 +169,14 @@ impl InterfaceAddress {
     pub fn ip(&self) -> IpAddr {
         self.0.addr()
     }
+
+    /// The broadcast address of its network, where that has one: IPv6 has none, nor have two hosts alone (RFC 3021).
+    pub fn broadcast(&self) -> Option<IpAddr> {
+        match self.0 {
+            IpNet::V4(network) if network.prefix_len() < 31 => Some(network.broadcast().into()),
+            _ => None,
+        }
+    }
 }
 
 /// See [`Request::Check`].
@@ -236,6 +244,21 @@ impl ErrorCode {
             Self::Conflict => "conflict",
             Self::LimitReached => "limit reached",
             Self::Internal => "internal",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_of_more_than_two_hosts_have_a_broadcast_address() {
+        let broadcast = |network: &str| InterfaceAddress(network.parse().unwrap()).broadcast();
+        assert_eq!(broadcast("10.244.0.9/24"), Some([10, 244, 0, 255].into()));
+        assert_eq!(broadcast("10.244.0.9/30"), Some([10, 244, 0, 11].into()));
+        for none in ["10.244.0.9/31", "10.244.0.9/32", "fd00::9/64"] {
+            assert_eq!(broadcast(none), None, "{none}");
         }
     }
 }

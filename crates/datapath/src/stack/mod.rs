@@ -42,6 +42,8 @@ pub struct Cx<'a> {
 pub struct StackConfig {
     /// The pod's own addresses: packets from others are dropped. Empty: any source passes (a TUN that routes for others).
     pub addresses: Vec<IpAddr>,
+    /// The broadcast addresses of the pod's own networks: no host has one (RFC 1122 3.2.1.3).
+    pub broadcasts: Vec<IpAddr>,
     /// The TUN's MTU, octets.
     pub mtu: u16,
     /// The kernel completes checksums and cuts super-segments.
@@ -354,11 +356,12 @@ impl Stack {
     }
 
     fn check_addresses(&self, packet: &Packet) -> Result<(), DropReason> {
-        let own = &self.shared.config.addresses;
+        let StackConfig { addresses: own, broadcasts, .. } = &self.shared.config;
         if !own.is_empty() && !own.contains(&packet.source) {
             return Err(DropReason::ForeignSource);
         }
-        if !view::is_unicast(packet.destination) || !view::is_unicast(packet.source) {
+        let is_unicast = |address| view::is_unicast(address) && !broadcasts.contains(&address);
+        if !is_unicast(packet.destination) || !is_unicast(packet.source) {
             return Err(DropReason::Multicast);
         }
         if packet.source == packet.destination || own.contains(&packet.destination) {

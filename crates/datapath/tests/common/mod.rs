@@ -66,6 +66,7 @@ pub fn conversation(name: &str) -> (Vec<u8>, Vec<u8>) {
 pub fn config(policy: Arc<WorkloadPolicy>) -> StackConfig {
     StackConfig {
         addresses: Vec::new(),
+        broadcasts: Vec::new(),
         mtu: 1_500,
         offload: true,
         limits: Limits::default(),

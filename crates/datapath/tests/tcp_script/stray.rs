@@ -1,6 +1,6 @@
 //! Segments of no connection, and packets that are none of ours.
 
-use tunproxy_datapath::{DropReason, Limits};
+use tunproxy_datapath::{DropReason, Limits, StackConfig};
 use tunproxy_testkit::packet::{self, Checksum};
 
 use crate::common::{allow_all, config};
@@ -130,8 +130,9 @@ fn a_foreign_source_opens_nothing() {
 
 #[test]
 fn destinations_that_are_no_host_open_nothing() {
-    for remote in ["255.255.255.255:80", "224.0.0.1:80", "0.0.0.0:80"] {
-        let mut s = Script::new();
+    for remote in ["255.255.255.255:80", "224.0.0.1:80", "0.0.0.0:80", "10.244.0.255:80"] {
+        let broadcasts = vec![[10, 244, 0, 255].into()];
+        let mut s = Script::with(StackConfig { broadcasts, ..config(allow_all()) });
         s.remote = remote.parse().expect("an address");
         s.pod(syn());
         s.gone();
