@@ -138,8 +138,11 @@ impl Tab {
     }
 
     fn settle(&mut self, shared: &AtomicUsize) {
-        shared.fetch_sub(self.drawn - self.held, Ordering::Relaxed);
-        self.drawn = self.held;
+        // Mostly there is nothing to return, and this comes with every turn of a pod.
+        if self.drawn > self.held {
+            shared.fetch_sub(self.drawn - self.held, Ordering::Relaxed);
+            self.drawn = self.held;
+        }
     }
 
     /// What all threads have, this one's exactly.
@@ -151,6 +154,7 @@ impl Tab {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::buffer::CAPACITY;
 
     const CHUNK: usize = 100;
 
@@ -246,6 +250,50 @@ mod tests {
                     proptest::prop_assert_eq!(part.held(), held[worker].iter().sum::<usize>());
                 }
             }
+        }
+
+        /// Greedy pods come in any order and through any worker, and take what they get. The budget is passed by the last
+        /// packet at most, one more pod gets as much as if the greedy ones had halved what was free in turn, and all of it
+        /// goes back.
+        #[test]
+        fn greedy_pods_stay_in_the_budget_and_leave_a_part_of_it(
+            greedy in 1usize..4,
+            turns in proptest::collection::vec((0usize..4, 0usize..2, 1..=CAPACITY), 0..400),
+        ) {
+            let memory = Memory::new(8 << 20);
+            let mut workers = [Part::of(&memory), Part::of(&memory)];
+            let first: Vec<Account> = (0..=greedy).map(|_| Account::default()).collect();
+            let siblings: Vec<Account> = first.iter().map(Account::sibling).collect();
+            let mut accounts = [first, siblings];
+            let mut take = |pod: usize, worker: usize, octets: usize| {
+                let (part, account) = (&mut workers[worker], &mut accounts[worker][pod]);
+                let may = !part.is_exhausted(account);
+                if may {
+                    part.charge(account, octets);
+                }
+                may
+            };
+            for (pod, worker, octets) in turns {
+                take(pod % greedy, worker, octets);
+            }
+            while (0..greedy).any(|pod| take(pod, 0, CAPACITY) || take(pod, 1, CAPACITY)) {}
+            let mut quiet = 0;
+            while take(greedy, quiet % 2, CHUNK) || take(greedy, 1 - quiet % 2, CHUNK) {
+                quiet += 1;
+            }
+            let slack = 2 * CAPACITY + 4 * memory.grain;
+            proptest::prop_assert!(quiet * CHUNK + slack >= memory.budget >> (greedy + 1), "{} chunks", quiet);
+            let held: usize = workers.iter().map(Part::held).sum();
+            proptest::prop_assert!(held < memory.budget + CAPACITY, "{} octets", held);
+            for (part, accounts) in workers.iter_mut().zip(&mut accounts) {
+                for account in accounts {
+                    part.credit(account, account.held());
+                    account.rest();
+                }
+                part.settle();
+            }
+            let left: usize = accounts[0].iter().map(|account| account.pod.load(Ordering::Relaxed)).sum();
+            proptest::prop_assert_eq!((memory.drawn(), left), (0, 0));
         }
     }
 }
