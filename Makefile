@@ -37,7 +37,7 @@ soak: setup-test bench-programs ## Mixed traffic with pods coming and going for 
 	TUNPROXY_BIN_DIR=$(TARGET)/release TUNPROXY_SOAK_MINUTES=$(SOAK_MINUTES) $(CARGO) test --package tunproxy-e2e \
 		--test soak -- --ignored --nocapture
 
-loom: ## What threads share, in every order that they may come to it (loom)
+loom: setup-test ## Try what threads share in every order that they may come to it (loom)
 	RUSTFLAGS="--cfg tunproxy_loom" $(CARGO) test --package tunproxy-datapath --package tunproxy-agent --lib \
 		--target-dir $(TARGET)/loom loom_tests
 

@@ -4,8 +4,9 @@
 //! something left for the next: a pod that hammers a dead proxy waits for itself only.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
+use crate::sync::{Mutex, MutexGuard};
 use crate::worker::PodId;
 
 /// The connects of the whole agent.
@@ -99,5 +100,44 @@ mod tests {
         assert!(dials.take(PodId(1)).is_none() && dials.take(PodId(2)).is_none());
         drop(place);
         assert!(dials.take(PodId(2)).is_some());
+    }
+}
+
+#[cfg(all(test, tunproxy_loom))]
+mod loom_tests {
+    use super::*;
+
+    #[test]
+    fn of_two_workers_that_want_the_last_place_of_a_pod_one_gets_it() {
+        loom::model(|| {
+            let dials = Dials::new(2);
+            let other = {
+                let dials = dials.clone();
+                loom::thread::spawn(move || dials.take(PodId(1)))
+            };
+            let places = [dials.take(PodId(1)), other.join().unwrap()];
+            assert_eq!(places.iter().flatten().count(), 1);
+            drop(places);
+            assert_eq!(dials.lock().used, 0);
+            assert!(dials.lock().held.is_empty());
+        });
+    }
+
+    #[test]
+    fn a_place_that_comes_back_is_there_for_one_of_another_pod() {
+        loom::model(|| {
+            let dials = Dials::new(1);
+            let place = dials.take(PodId(1));
+            assert!(place.is_some());
+            let other = {
+                let dials = dials.clone();
+                loom::thread::spawn(move || dials.take(PodId(2)))
+            };
+            drop(place);
+            // Before it came back there was none.
+            let taken = other.join().unwrap();
+            assert_eq!(dials.lock().used, usize::from(taken.is_some()));
+            assert_eq!(dials.take(PodId(3)).is_some(), taken.is_none());
+        });
     }
 }

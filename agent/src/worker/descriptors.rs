@@ -129,7 +129,7 @@ mod loom_tests {
     #[test]
     fn two_workers_are_off_by_one_at_most_and_give_all_back() {
         loom::model(|| {
-            let node = Descriptors::of(4);
+            let node = Descriptors::of(Some(4));
             assert_eq!(node.total, 2);
             // One pod in two workers: its share is one of two.
             let pod = node.share();

@@ -3,28 +3,25 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 
 use mio::{Events, Poll, Waker};
 use slab::Slab;
 use tunproxy_datapath::{Account, Instant, Memory, PacketBuf, Pool};
 
 use super::datagram_run::DatagramRun;
+use super::mailbox::{Handle, Inbox};
 use super::pod::{Env, Pod};
 use super::token::{WAKER, unpack};
-use super::{Command, Dialer, FlowSink, Handle, PodId, ShardConfig, WorkersConfig, clock};
+use super::{Command, Dialer, FlowSink, PodId, ShardConfig, WorkersConfig, clock};
 
 const EVENTS: usize = 256;
-
-/// Commands, packets from other workers among them, before the pods have their turn.
-const COMMANDS: usize = 64;
 
 /// A worker with nothing to do for so long lets go of its spare buffers.
 const IDLE: std::time::Duration = std::time::Duration::from_millis(50);
 
 pub(super) struct EventLoop {
     poll: Poll,
-    commands: Receiver<Command>,
+    commands: Inbox<Command>,
     pods: Slab<Pod>,
     by_id: HashMap<PodId, usize>,
     /// Pods that have work now, in turn.
@@ -43,7 +40,7 @@ impl EventLoop {
     pub(super) fn new(
         config: &WorkersConfig,
         memory: &Arc<Memory>,
-        commands: Receiver<Command>,
+        commands: Inbox<Command>,
         dialer: Arc<dyn Dialer>,
         sink: Arc<dyn FlowSink>,
     ) -> io::Result<(Self, Waker)> {
@@ -202,8 +199,7 @@ impl EventLoop {
 
     /// Carries out what was asked; `false`: the worker is to end.
     fn handle_commands(&mut self, own: &Handle) -> bool {
-        for _ in 0..COMMANDS {
-            let Ok(command) = self.commands.try_recv() else { return true };
+        while let Some(command) = self.commands.next(own) {
             let now = clock::now();
             match command {
                 // Who asked may have gone; the work is done all the same.
@@ -239,10 +235,6 @@ impl EventLoop {
                 }
                 Command::Stop => return false,
             }
-        }
-        // There may be more, and the waker tells of an edge once; the pods have their turn first.
-        if let Err(error) = own.waker.wake() {
-            tracing::error!(%error, "a worker cannot be woken");
         }
         true
     }

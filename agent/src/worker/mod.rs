@@ -10,6 +10,7 @@ mod descriptors;
 mod event_loop;
 mod handover;
 mod icmp_io;
+mod mailbox;
 mod pod;
 mod queues;
 mod socket;
@@ -30,7 +31,6 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::{fmt, io};
 
-use mio::Waker;
 use tunproxy_datapath::{
     Account, Counters, DialFailure, DnsAlias, FlowBegin, FlowId, FlowRecord, Limits, Memory, PacketBuf,
     Stack, StackConfig, Target, UpstreamFailure,
@@ -41,6 +41,7 @@ use descriptors::{Descriptors, Lease, Share};
 pub use descriptors::{descriptors_for_pods, raise_descriptor_limit};
 use event_loop::EventLoop;
 use handover::{Siblings, Waiting};
+use mailbox::{Handle, Inbox};
 pub use queues::attach_queue_program;
 use queues::{Hand, Spreading};
 pub use socket::probe_echo;
@@ -231,24 +232,6 @@ impl Drop for EndsTheAgent {
     }
 }
 
-/// A way to a worker.
-#[derive(Clone)]
-struct Handle {
-    commands: Sender<Command>,
-    waker: Arc<Waker>,
-}
-
-impl Handle {
-    /// A worker that has ended takes no commands; whoever waits for an answer sees its channel close.
-    fn send(&self, command: Command) {
-        if self.commands.send(command).is_ok()
-            && let Err(error) = self.waker.wake()
-        {
-            tracing::error!(%error, "a worker cannot be woken");
-        }
-    }
-}
-
 impl Handle {
     /// Sends a command; the answer comes later.
     fn post<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Receiver<T> {
@@ -292,9 +275,9 @@ impl Workers {
         // One budget for all.
         let memory = Memory::new(config.limits.memory);
         for number in 0..count {
-            let (commands, receiver) = mpsc::channel();
+            let (commands, receiver) = crate::sync::mpsc::channel();
             let (event_loop, waker) =
-                EventLoop::new(config, &memory, receiver, dialer.clone(), sink.clone())?;
+                EventLoop::new(config, &memory, Inbox::new(receiver), dialer.clone(), sink.clone())?;
             let handle = Handle { commands, waker: Arc::new(waker) };
             let own = handle.clone();
             let name = format!("worker-{number}");

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mio::{Events, Poll};
+use mio::{Events, Poll, Waker};
 use rustix::io::read;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 use socket2::SockRef;
@@ -47,7 +47,7 @@ struct Bench {
     pool: Pool,
     buffer: PacketBuf,
     run: DatagramRun,
-    commands: Receiver<Command>,
+    commands: crate::sync::mpsc::Receiver<Command>,
     worker: Handle,
     silent: Arc<Silent>,
     dialer: Arc<dyn Dialer>,
@@ -59,7 +59,7 @@ struct Bench {
 impl Bench {
     fn new() -> (Self, Pod) {
         let poll = Poll::new().unwrap();
-        let (sender, commands) = mpsc::channel();
+        let (sender, commands) = crate::sync::mpsc::channel();
         let worker =
             Handle { commands: sender, waker: Arc::new(Waker::new(poll.registry(), WAKER).unwrap()) };
         let (wire, tun) = wire();
