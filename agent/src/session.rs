@@ -1,5 +1,6 @@
 //! One workload served by this process alone, without a CNI: what `exec` and `tun` share.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -129,6 +130,15 @@ impl Session {
                 tracing::warn!(%error, "policy documents are not watched; edits take effect at the next start");
             }
         }
+    }
+
+    /// Packets not acted upon, by the reason's label.
+    pub fn drops(&self) -> BTreeMap<&'static str, u64> {
+        let pods = self.workers.snapshot();
+        pods.iter()
+            .flat_map(|pod| pod.counters.drops())
+            .map(|(reason, count)| (reason.label(), count))
+            .collect()
     }
 
     /// Ends every flow.

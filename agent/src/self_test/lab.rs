@@ -1,5 +1,6 @@
 //! A pod in a namespace of its own, served by the agent's datapath, and the outside that it talks to.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
@@ -19,7 +20,7 @@ use tunproxy_policy::Workload;
 
 use super::node::EchoSockets;
 use super::outside::{self, Outside};
-use super::report::{LOOK, Privilege, Row};
+use super::report::{LOOK, Privilege, Row, Status};
 use super::traffic;
 use crate::causes::told;
 use crate::config::{self, DefaultAction, Resolver};
@@ -158,9 +159,14 @@ impl Lab {
     /// Lets the pod's programs run, and judges by what they, the outside and the records say.
     pub fn run(self) -> anyhow::Result<Vec<Row>> {
         let mut rows = self.namespace.run(|| traffic::rows(self.no_ping.as_deref()))?;
+        let drops = self.session.drops();
         // Every flow has its record then.
         self.session.stop();
-        rows.push(verdicts(&self.recorder, self.outside.uninvited()));
+        let mut verdicts = verdicts(&self.recorder, self.outside.uninvited());
+        if rows.iter().chain([&verdicts]).any(|row| row.status == Status::Failed) {
+            verdicts.found.push_str(&shown(&drops));
+        }
+        rows.push(verdicts);
         Ok(rows)
     }
 }
@@ -192,6 +198,12 @@ fn verdicts(recorder: &Recorder, uninvited: usize) -> Row {
         return Row::failed(CHECK, found, "do not serve pods with this build on this kernel, and report it");
     }
     Row::ok(CHECK, found)
+}
+
+/// For whoever looks for the cause of a failure.
+fn shown(drops: &BTreeMap<&'static str, u64>) -> String {
+    let told: Vec<String> = drops.iter().map(|(reason, count)| format!("{count} as {reason}")).collect();
+    if told.is_empty() { String::new() } else { format!("; the datapath dropped {}", told.join(", ")) }
 }
 
 /// At least two, so that the workers have to share a pod.
@@ -249,5 +261,12 @@ mod tests {
     fn the_policy_has_no_mistake() {
         let governed = governed().unwrap();
         assert_eq!(&*governed.resolvers(), [IpAddr::V4(outside::HOST_V4)]);
+    }
+
+    #[test]
+    fn drops_are_told_by_their_reasons() {
+        assert_eq!(shown(&BTreeMap::new()), "");
+        let drops = BTreeMap::from([("bad-checksum", 2), ("foreign-source", 18)]);
+        assert_eq!(shown(&drops), "; the datapath dropped 2 as bad-checksum, 18 as foreign-source");
     }
 }

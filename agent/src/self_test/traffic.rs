@@ -1,11 +1,11 @@
 //! What a pod's programs do: plain sockets of the kernel, in the pod's namespace.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tunproxy_linux_net::sysctl;
 
@@ -79,6 +79,14 @@ fn row(check: &Check, no_ping: Option<&str>) -> Row {
     }
 }
 
+/// A socket whose time is over says only that there is nothing to read yet.
+fn in_time<T>(result: io::Result<T>) -> anyhow::Result<T> {
+    result.map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => anyhow!("nothing came within {PATIENCE:?}"),
+        _ => error.into(),
+    })
+}
+
 /// A mebibyte there and back at once, then the ends of both ways.
 fn transfer(to: IpAddr) -> anyhow::Result<String> {
     let mut stream = connect(SocketAddr::new(to, ECHO))?;
@@ -87,8 +95,9 @@ fn transfer(to: IpAddr) -> anyhow::Result<String> {
     let received = thread::scope(|scope| {
         let sending = scope.spawn(|| writer.write_all(&sent).and_then(|()| writer.shutdown(Shutdown::Write)));
         let mut received = Vec::with_capacity(MEBIBYTE);
-        let reading = stream.read_to_end(&mut received).context("reading");
-        sending.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).context("writing")?;
+        let reading = in_time(stream.read_to_end(&mut received)).context("reading");
+        in_time(sending.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .context("writing")?;
         reading.map(|_| received)
     })?;
     ensure!(received.len() == sent.len(), "{} of {} octets came back", received.len(), sent.len());
@@ -104,7 +113,8 @@ fn octet(place: usize) -> u8 {
 }
 
 fn connect(to: SocketAddr) -> anyhow::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("connect to {to}"))?;
+    let stream =
+        in_time(TcpStream::connect_timeout(&to, PATIENCE)).with_context(|| format!("connect to {to}"))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     Ok(stream)
@@ -135,7 +145,7 @@ fn ask(to: SocketAddr, question: &[u8]) -> anyhow::Result<Vec<u8>> {
     socket.connect(to)?;
     socket.send(question).with_context(|| format!("send to {to}"))?;
     let mut answer = vec![0; 2 * DATAGRAM];
-    let length = socket.recv(&mut answer).with_context(|| format!("an answer of {to}"))?;
+    let length = in_time(socket.recv(&mut answer)).with_context(|| format!("an answer of {to}"))?;
     answer.truncate(length);
     Ok(answer)
 }
@@ -158,7 +168,7 @@ fn ping(to: IpAddr) -> anyhow::Result<String> {
     let message = [&[request, 0, 0, 0, 0, 0, 0, 1], &payload()[..]].concat();
     socket.send(&message).with_context(|| format!("an echo request to {to}"))?;
     let mut answer = vec![0; 2 * DATAGRAM];
-    let length = socket.read(&mut answer).with_context(|| format!("an echo reply of {to}"))?;
+    let length = in_time(socket.read(&mut answer)).with_context(|| format!("an echo reply of {to}"))?;
     ensure!(answer[0] == reply, "ICMP type {} came back, not {reply}", answer[0]);
     ensure!(answer[6..length] == message[6..], "the echo reply's sequence or payload is not the request's");
     Ok(format!("an echo of {} octets there and back", message.len() - HEADER))
@@ -169,7 +179,7 @@ fn allowed_name() -> anyhow::Result<String> {
     let mut stream = connect(SocketAddr::new(address, ECHO))?;
     stream.write_all(b"hello")?;
     let mut answer = [0; 5];
-    stream.read_exact(&mut answer).context("reading")?;
+    in_time(stream.read_exact(&mut answer)).context("reading")?;
     ensure!(&answer == b"hello", "what came back is not what was sent");
     Ok(format!("{ALLOWED_NAME} resolved to {address} and connected"))
 }
@@ -184,4 +194,27 @@ fn resolve(id: u16, name: &str) -> anyhow::Result<IpAddr> {
     let answer =
         ask(SocketAddr::new(V4, DNS), &dns::query(id, name)).with_context(|| format!("resolving {name}"))?;
     Ok(dns::read_answer(id, &answer).with_context(|| format!("resolving {name}"))?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_told_as_such_and_other_errors_as_they_are() {
+        let silent = in_time::<()>(Err(ErrorKind::WouldBlock.into())).unwrap_err();
+        assert_eq!(silent.to_string(), "nothing came within 3s");
+        let reset = in_time::<()>(Err(io::Error::from_raw_os_error(104))).unwrap_err();
+        assert!(reset.to_string().contains("reset"), "{reset}");
+        assert_eq!(in_time(Ok(7)).unwrap(), 7);
+    }
+
+    /// What a datapath might mix up differs: neighbouring segments, super-segments and windows.
+    #[test]
+    fn octets_show_their_place() {
+        for apart in [1, 1_448, 65_536, 65_160, MEBIBYTE / 2] {
+            let differ = (0..MEBIBYTE - apart).filter(|&place| octet(place) != octet(place + apart)).count();
+            assert!(differ > (MEBIBYTE - apart) / 2, "{apart}: only {differ}");
+        }
+    }
 }
