@@ -273,7 +273,7 @@ impl Workers {
             handed_over: Arc::default(),
         };
         // One budget for all.
-        let memory = Memory::new(config.limits.memory);
+        let memory = Memory::new(config.limits.memory, count);
         for number in 0..count {
             let (commands, receiver) = crate::sync::mpsc::channel();
             let (event_loop, waker) =

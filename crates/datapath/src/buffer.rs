@@ -61,7 +61,7 @@ pub struct Pool {
 impl Pool {
     /// A pool with a budget of its own, in octets.
     pub fn new(budget: usize) -> Self {
-        Self::of(&Memory::new(budget))
+        Self::of(&Memory::new(budget, 1))
     }
 
     /// One of several pools that share a budget.

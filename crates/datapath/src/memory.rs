@@ -10,8 +10,9 @@ use crate::sync::{AtomicUsize, Ordering};
 /// Octets that are drawn at once, at most; two of them may be drawn and not used.
 const GRAIN: usize = 256 * 1024;
 
-/// A grain is no larger part of the budget than this.
+/// Grains that the budget has at least, in all and for each worker: what is drawn and not used is an eighth of it at most.
 const GRAINS: usize = 256;
+const GRAINS_OF_WORKER: usize = 16;
 
 /// Octets that the flows of all pods may hold; see [`Pool::is_exhausted`](crate::Pool::is_exhausted).
 #[derive(Debug)]
@@ -22,8 +23,10 @@ pub struct Memory {
 }
 
 impl Memory {
-    pub fn new(budget: usize) -> Arc<Self> {
-        Arc::new(Self { budget, grain: (budget / GRAINS).clamp(1, GRAIN), drawn: AtomicUsize::new(0) })
+    /// `budget`: octets; `workers`: how many draw from it.
+    pub fn new(budget: usize, workers: usize) -> Arc<Self> {
+        let grains = GRAINS.max(workers.saturating_mul(GRAINS_OF_WORKER));
+        Arc::new(Self { budget, grain: (budget / grains).clamp(1, GRAIN), drawn: AtomicUsize::new(0) })
     }
 
     /// Octets that workers have drawn: those that flows hold, and up to two grains of each worker beside them.
@@ -169,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_greedy_pod_leaves_memory_for_the_others() {
-        let mut part = Part::of(&Memory::new(120_000));
+        let mut part = Part::of(&Memory::new(120_000, 1));
         let mut accounts: [Account; 3] = Default::default();
         assert_eq!([0, 1, 2].map(|pod| fill(&mut part, &mut accounts[pod])), [60_000, 30_000, 15_000]);
         let held = accounts[0].held();
@@ -180,7 +183,7 @@ mod tests {
 
     #[test]
     fn shards_have_the_share_of_one_pod_and_workers_one_budget() {
-        let memory = Memory::new(64 << 20);
+        let memory = Memory::new(64 << 20, 2);
         let mut workers = [Part::of(&memory), Part::of(&memory)];
         let mut first = Account::default();
         let mut second = first.sibling();
@@ -196,7 +199,7 @@ mod tests {
 
     #[test]
     fn what_is_not_used_goes_back() {
-        let memory = Memory::new(64 << 20);
+        let memory = Memory::new(64 << 20, 2);
         let (mut part, mut account) = (Part::of(&memory), Account::default());
         part.charge(&mut account, 10);
         part.credit(&mut account, 10);
@@ -209,13 +212,28 @@ mod tests {
         assert_eq!(memory.drawn(), 0);
     }
 
+    #[test]
+    fn what_many_workers_do_not_use_is_a_small_part() {
+        for (budget, workers) in [(16 << 20, 1), (16 << 20, 256), (256 << 20, 64), (1_000, 3)] {
+            let memory = Memory::new(budget, workers);
+            let mut account = Account::default();
+            let mut parts: Vec<Part> = (0..workers).map(|_| Part::of(&memory)).collect();
+            for part in &mut parts {
+                part.charge(&mut account, 3 * memory.grain);
+                part.credit(&mut account, 2 * memory.grain);
+            }
+            let held: usize = parts.iter().map(Part::held).sum();
+            assert!(memory.drawn() - held <= budget / 8, "{workers} workers, {budget} octets");
+        }
+    }
+
     proptest::proptest! {
         /// Against plain sums: two workers, two pods with a shard in each.
         #[test]
         fn what_is_drawn_covers_what_is_held(
             operations in proptest::collection::vec((0usize..2, 0usize..2, 0usize..4, 1usize..200_000), 0..200),
         ) {
-            let memory = Memory::new(8 << 20);
+            let memory = Memory::new(8 << 20, 2);
             let mut workers = [Part::of(&memory), Part::of(&memory)];
             let first = [Account::default(), Account::default()];
             let siblings = [first[0].sibling(), first[1].sibling()];
@@ -260,7 +278,7 @@ mod tests {
             greedy in 1usize..4,
             turns in proptest::collection::vec((0usize..4, 0usize..2, 1..=CAPACITY), 0..400),
         ) {
-            let memory = Memory::new(8 << 20);
+            let memory = Memory::new(8 << 20, 2);
             let mut workers = [Part::of(&memory), Part::of(&memory)];
             let first: Vec<Account> = (0..=greedy).map(|_| Account::default()).collect();
             let siblings: Vec<Account> = first.iter().map(Account::sibling).collect();
@@ -319,7 +337,7 @@ mod loom_tests {
     #[test]
     fn two_shards_of_a_pod_stay_within_the_budget_and_return_all() {
         loom::model(|| {
-            let memory = Memory::new(BUDGET);
+            let memory = Memory::new(BUDGET, 2);
             let own = Account::default();
             let (pod, sibling) = (own.pod.clone(), own.sibling());
             let other = {
