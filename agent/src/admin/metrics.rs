@@ -60,6 +60,12 @@ impl Collector for Page {
             "Mistakes in the last reading of the documents",
             mistakes as i64,
         )?;
+        gauge(
+            &mut encoder,
+            "packet_memory_bytes",
+            "What is drawn of limits.memory",
+            node.pods.workers().packet_memory() as i64,
+        )?;
         flows(&mut encoder, node)?;
         flow_log(&mut encoder, node)?;
         pod_counters(&mut encoder, &pods)?;

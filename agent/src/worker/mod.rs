@@ -255,6 +255,8 @@ pub struct Workers {
     spreading: Spreading,
     /// Packets of all pods that wait for another worker.
     handed_over: Arc<AtomicUsize>,
+    /// One budget for all.
+    memory: Arc<Memory>,
 }
 
 impl Workers {
@@ -271,13 +273,12 @@ impl Workers {
             descriptors: Descriptors::new(),
             spreading: Spreading::start(count),
             handed_over: Arc::default(),
+            memory: Memory::new(config.limits.memory, count),
         };
-        // One budget for all.
-        let memory = Memory::new(config.limits.memory, count);
         for number in 0..count {
             let (commands, receiver) = crate::sync::mpsc::channel();
             let (event_loop, waker) =
-                EventLoop::new(config, &memory, Inbox::new(receiver), dialer.clone(), sink.clone())?;
+                EventLoop::new(config, &workers.memory, Inbox::new(receiver), dialer.clone(), sink.clone())?;
             let handle = Handle { commands, waker: Arc::new(waker) };
             let own = handle.clone();
             let name = format!("worker-{number}");
@@ -391,6 +392,11 @@ impl Workers {
             }
         }
         pods.into_values().collect()
+    }
+
+    /// Octets of packet memory that flows hold, and what workers have drawn beside them ([`Memory::drawn`]).
+    pub fn packet_memory(&self) -> usize {
+        self.memory.drawn()
     }
 
     /// Has every worker that serves the pod capture its packets until nobody reads from the probe's channel. Returns when

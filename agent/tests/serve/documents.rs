@@ -42,6 +42,10 @@ fn an_edit_comes_into_force_and_a_broken_one_changes_nothing() {
 
     fs::remove_file(lab.path("policies/policy.yaml")).unwrap();
     wait::until_true("the end of the refusal", LIMIT, || pod.fetch().is_ok()).unwrap();
+    wait::until_true("the return of the packets' memory", LIMIT, || {
+        lab.get("/metrics").unwrap().1.contains("tunproxy_packet_memory_bytes 0\n")
+    })
+    .unwrap();
     let metrics = lab.get("/metrics").unwrap().1;
     for line in [
         "tunproxy_ready 1",
