@@ -3,10 +3,11 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
 
 use mio::{Events, Poll, Waker};
 use slab::Slab;
-use tunproxy_datapath::{Account, Instant, Memory, PacketBuf, Pool};
+use tunproxy_datapath::{Instant, Memory, PacketBuf, Pool};
 
 use super::datagram_run::DatagramRun;
 use super::mailbox::{Handle, Inbox};
@@ -139,6 +140,9 @@ impl EventLoop {
             if more {
                 self.enqueue(index);
             }
+            if self.pods.get(index).is_some_and(Pod::is_closed) {
+                self.pods.remove(index).tell_closed();
+            }
         }
     }
 
@@ -206,10 +210,7 @@ impl EventLoop {
                 Command::Attach(config, answer) => {
                     let _ = answer.send(self.attach(*config));
                 }
-                Command::Detach(id, answer) => {
-                    self.detach(own, now, id);
-                    let _ = answer.send(());
-                }
+                Command::Detach(id, answer) => self.detach(own, now, id, answer),
                 Command::ReplaceQueues(id, queues, answer) => {
                     let mut result = Err(io::Error::other("the pod is not served"));
                     self.with_pod_by_id(own, now, id, |pod, env, _| result = pod.replace_queues(env, queues));
@@ -263,33 +264,22 @@ impl EventLoop {
         Ok(())
     }
 
-    fn detach(&mut self, own: &Handle, now: Instant, id: PodId) {
+    /// Its place stays taken until nothing is left of the pod: events of its sockets may be under way.
+    fn detach(&mut self, own: &Handle, now: Instant, id: PodId, closed: Sender<()>) {
         let Some(index) = self.by_id.remove(&id) else { return };
-        let mut pod = self.pods.remove(index);
-        if let Some(armed) = pod.armed {
-            self.timers.remove(&(armed, index));
-        }
-        let mut env = Env {
-            now,
-            pool: &mut self.pool,
-            run: &mut self.run,
-            registry: self.poll.registry(),
-            dialer: &self.dialer,
-            sink: &self.sink,
-            mark: self.config.mark,
-            limits: &self.config.limits,
-            worker: own,
-        };
-        // The loop's own account holds nothing, and gets what the pod's is left with: nothing.
-        env.pool.switch(&mut pod.account);
-        pod.close(&mut env);
-        env.pool.switch(&mut Account::default());
+        self.with_pod(own, now, index, |pod, env, _| pod.close(env, closed));
+        self.arm(index);
+        self.enqueue(index);
     }
 
     fn close_all(&mut self, own: &Handle, now: Instant) {
         let ids: Vec<_> = self.by_id.keys().copied().collect();
         for id in ids {
-            self.detach(own, now, id);
+            let (closed, _) = mpsc::channel();
+            self.detach(own, now, id, closed);
+        }
+        while !self.turn.is_empty() {
+            self.take_turns(own);
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::{io, mem};
 
 use mio::event::Event;
@@ -78,6 +79,8 @@ pub(super) struct Pod {
     /// TCP flows have not been judged by the policy in force.
     judging: bool,
     leaving: VecDeque<Leaving>,
+    /// Detached: who is to be told when nothing of it is left.
+    closing: Option<Sender<()>>,
     /// In the worker's list of pods with work.
     pub(super) queued: bool,
     /// The earliest entry in the worker's timers.
@@ -107,6 +110,7 @@ impl Pod {
             young: Young::default(),
             judging: false,
             leaving: VecDeque::new(),
+            closing: None,
             queued: false,
             armed: None,
             workload: config.workload,
@@ -144,6 +148,10 @@ impl Pod {
 
     /// Moves what can be moved in one turn. Returns whether more is waiting.
     pub(super) fn service(&mut self, env: &mut Env<'_>, buffer: &mut PacketBuf) -> bool {
+        if self.closing.is_some() {
+            self.let_go(env, LEAVING);
+            return !self.leaving.is_empty();
+        }
         let mut more = false;
         for number in 0..self.queues.len() {
             if self.queues[number].readable {
@@ -164,6 +172,11 @@ impl Pod {
     /// are judged.
     fn judge(&mut self, env: &mut Env<'_>) {
         self.judging = self.stack.judge(&mut env.cx(), JUDGED);
+        self.tell_pod_first(env);
+    }
+
+    /// Carries out what the stack has decided, but for what the ends of flows cost elsewhere.
+    fn tell_pod_first(&mut self, env: &mut Env<'_>) {
         while let Some(action) = self.stack.poll_action() {
             match action {
                 Action::Close { flow, abort } => {
@@ -411,6 +424,9 @@ impl Pod {
 
     /// When [`Pod::handle_timeout`] wants to be called.
     pub(super) fn poll_at(&self) -> Option<Instant> {
+        if self.closing.is_some() {
+            return None;
+        }
         [self.stack.poll_at(), self.young.due()].into_iter().flatten().min()
     }
 
@@ -422,12 +438,26 @@ impl Pod {
         self.drain(env);
     }
 
-    /// Resets every flow towards the pod and lets go of all descriptors.
-    pub(super) fn close(mut self, env: &mut Env<'_>) {
+    /// Resets every flow towards the pod and lets go of the TUN. What it held outside goes in turns; `closed` is told when
+    /// nothing is left.
+    pub(super) fn close(&mut self, env: &mut Env<'_>, closed: Sender<()>) {
         self.stack.close(&mut env.cx());
-        self.drain(env);
-        self.let_go(env, usize::MAX);
-        close_queues(env.registry, self.queues);
+        self.tell_pod_first(env);
+        close_queues(env.registry, mem::take(&mut self.queues));
+        self.closing = Some(closed);
+    }
+
+    /// Whether it was detached and nothing of it is left.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closing.is_some() && self.leaving.is_empty()
+    }
+
+    /// Tells who waits for it.
+    pub(super) fn tell_closed(self) {
+        if let Some(closed) = self.closing {
+            // Who asked may have gone.
+            let _ = closed.send(());
+        }
     }
 
     /// The address a mapping's datagram came from does not matter to the caller; its headers do.

@@ -181,13 +181,44 @@ fn a_dial_that_is_given_up_keeps_its_place_until_its_socket_is_gone() {
     assert_eq!(bench.descriptors.used(), 1);
     assert!(!bench.silent.given_up.load(Ordering::SeqCst));
 
-    bench.with(|env, _| pod.close(env));
+    let (closed, _) = mpsc::channel();
+    bench.with(|env, _| pod.close(env, closed));
+    bench.service(&mut pod);
     assert!(bench.silent.given_up.load(Ordering::SeqCst), "the connect is given up at once");
     assert_eq!(bench.descriptors.used(), 1, "and counted as long as the dialer has its socket");
     bench.silent.dials.lock().unwrap().clear();
     let Ok(Command::Dialed(dialed)) = bench.commands.try_recv() else { panic!("no word of the dial") };
     drop(dialed);
     assert_eq!(bench.descriptors.used(), 0);
+}
+
+#[test]
+fn a_pod_that_goes_leaves_in_turns() {
+    const FLOWS: u16 = 150;
+    let (mut bench, mut pod) = Bench::new();
+    for port in 0..FLOWS {
+        let end = SocketAddr::new(pod_end().ip(), 10_000 + port);
+        bench.inject(&packet::Tcp::syn(end, web(), 1, 1_460).build());
+    }
+    while bench.service(&mut pod) {}
+    assert_eq!(bench.descriptors.used(), usize::from(FLOWS));
+    // Those who would say what came of a connect are gone: a flow's place is its socket's.
+    bench.silent.dials.lock().unwrap().clear();
+    while bench.commands.try_recv().is_ok() {}
+
+    let (closed, told) = mpsc::channel();
+    bench.with(|env, _| pod.close(env, closed));
+    assert!((0..FLOWS).all(|_| next_segment(&bench.wire).is_some()), "the pod is told of all at once");
+    let mut turns = 1;
+    while bench.service(&mut pod) {
+        assert!(!pod.is_closed());
+        turns += 1;
+    }
+    assert!(pod.is_closed());
+    assert!(turns >= usize::from(FLOWS) / 64, "{turns} turns");
+    assert!(told.try_recv().is_err());
+    pod.tell_closed();
+    assert_eq!(told.try_recv(), Ok(()));
 }
 
 /// The next TCP segment for the pod: flags, sequence number and payload.
