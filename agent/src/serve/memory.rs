@@ -12,30 +12,41 @@ const SPARE: usize = 2 << 20;
 
 /// Looks for ever.
 pub(super) async fn give_back() {
-    let mut overhead = Overhead::default();
+    let mut last = Seen::default();
     let mut interval = tokio::time::interval(INTERVAL);
     loop {
         interval.tick().await;
         // An allocator that does not tell gives back by itself.
-        let (Ok(resident), Some(allocated)) = (memory::resident(), memory::allocated()) else { return };
-        if !overhead.is_exceeded(resident, allocated) {
-            continue;
-        }
-        memory::give_back();
-        if let (Ok(resident), Some(allocated)) = (memory::resident(), memory::allocated()) {
-            overhead = Overhead(resident.saturating_sub(allocated));
+        let Some(now) = Seen::now() else { return };
+        if now.is_worth_a_look(last) {
+            memory::give_back();
+            last = Seen::now().unwrap_or(now);
         }
     }
 }
 
-/// Octets that were resident beyond what was allocated when free memory had just gone back: the program itself, its
-/// stacks, and parts of pages. Only what is well above it can go back, so nothing is looked for in vain twice.
-#[derive(Debug, Default)]
-struct Overhead(usize);
+/// Octets that the allocator has handed out, and that are in memory.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    allocated: usize,
+    resident: usize,
+}
 
-impl Overhead {
-    fn is_exceeded(&self, resident: usize, allocated: usize) -> bool {
-        resident.saturating_sub(allocated) > self.0 + SPARE + allocated / 8
+impl Seen {
+    fn now() -> Option<Self> {
+        Some(Self { allocated: memory::allocated()?, resident: memory::resident().ok()? })
+    }
+
+    /// What is in memory and not handed out: the program itself, its stacks, parts of pages, and what is free.
+    fn overhead(self) -> usize {
+        self.resident.saturating_sub(self.allocated)
+    }
+
+    /// Whether much has become free since free memory went back last: there is more that is not in use, or what was in
+    /// use then, and kept pages from going, is gone. So nothing is looked for in vain twice.
+    fn is_worth_a_look(self, last: Self) -> bool {
+        let spare = SPARE + self.allocated / 8;
+        self.overhead() > last.overhead() + spare || self.allocated + spare < last.allocated
     }
 }
 
@@ -43,16 +54,22 @@ impl Overhead {
 mod tests {
     use super::*;
 
-    const MIB: usize = 1 << 20;
+    const fn seen(allocated: usize, resident: usize) -> Seen {
+        Seen { allocated: allocated << 20, resident: resident << 20 }
+    }
 
     #[test]
-    fn only_what_is_free_is_worth_a_look() {
-        let overhead = Overhead(8 * MIB);
-        // The load of 80 MiB needs what it has; when it has gone, 70 of them are free.
-        assert!(!overhead.is_exceeded(90 * MIB, 80 * MIB));
-        assert!(overhead.is_exceeded(90 * MIB, 10 * MIB));
-        assert!(!overhead.is_exceeded(19 * MIB, 10 * MIB));
+    fn only_what_became_free_is_worth_a_look() {
+        // The load needs what it has; when it has gone, most of it is free.
+        let last = seen(3, 11);
+        assert!(!seen(80, 90).is_worth_a_look(last));
+        assert!(seen(10, 90).is_worth_a_look(last));
+        assert!(!seen(10, 19).is_worth_a_look(last));
         // Nothing is known yet.
-        assert!(Overhead::default().is_exceeded(12 * MIB, 3 * MIB));
+        assert!(seen(3, 12).is_worth_a_look(Seen::default()));
+        // Under load every page had something in use on it.
+        let last = seen(30, 45);
+        assert!(!seen(29, 45).is_worth_a_look(last));
+        assert!(seen(4, 20).is_worth_a_look(last));
     }
 }
