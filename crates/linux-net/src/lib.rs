@@ -6,6 +6,7 @@
 //!
 //! - [`netns`]: open and identify namespaces, run a closure inside one.
 //! - [`netlink`]: links, addresses, routes, rules; one method per operation, errors with the kernel's own words.
+//! - [`nft`]: nftables, whole tables as values.
 //! - [`tun`]: make, reopen and adopt TUN devices with segmentation offload.
 //! - [`steering`]: the pod side: into the TUN and not around it.
 //! - [`host_tun`]: a TUN for this namespace, with routes and rules and their complete removal.
@@ -19,6 +20,7 @@ pub mod memory;
 pub mod naming;
 pub mod netlink;
 pub mod netns;
+pub mod nft;
 pub mod sandbox;
 pub mod steering;
 pub mod sysctl;
