@@ -39,7 +39,7 @@ pub use wire::Malformed;
 
 use change::{Part, Parts};
 use uapi::*;
-use wire::{Answer, Messages, Outcome, bracket};
+use wire::{Answer, Messages, Outcome, acknowledge, bracket};
 
 /// A handle to one namespace's nftables. Tables made as owned belong to it until it is dropped.
 #[derive(Debug)]
@@ -91,29 +91,24 @@ impl Nft {
             };
             parts.change(change, exists);
         }
-        self.commit(begin, &parts.parts)
+        self.commit(begin, parts.parts)
     }
 
-    fn commit(&mut self, begin: u32, parts: &[Part]) -> Result<(), NftError> {
+    fn commit(&mut self, begin: u32, mut parts: Vec<Part>) -> Result<(), NftError> {
         let end = begin.wrapping_add(parts.len() as u32 + 1);
         self.sequence = end.wrapping_add(1);
-        if parts.is_empty() {
-            return Ok(());
+        let Some(last) = parts.last_mut() else { return Ok(()) };
+        // The last one's acknowledgement says that all is done.
+        if let Some(message) = &mut last.message {
+            acknowledge(message);
         }
-        let mut batch = bracket(NFNL_MSG_BATCH_BEGIN, 0, begin);
-        for (part, left) in parts.iter().zip((0..parts.len()).rev()) {
-            let start = batch.len();
-            let message = part.message.as_ref().ok_or_else(|| NftError::overlong(&part.subject))?;
-            batch.extend(message);
-            // The last one's acknowledgement says that all is done.
-            if left == 0 {
-                let flags = u16::from_ne_bytes([batch[start + 6], batch[start + 7]]) | libc::NLM_F_ACK as u16;
-                batch[start + 6..start + 8].copy_from_slice(&flags.to_ne_bytes());
-            }
+        let mut batch = bracket(NFNL_MSG_BATCH_BEGIN, begin);
+        for part in &parts {
+            batch.extend(part.message.as_ref().ok_or_else(|| NftError::overlong(&part.subject))?);
         }
-        batch.extend(bracket(NFNL_MSG_BATCH_END, 0, end));
+        batch.extend(bracket(NFNL_MSG_BATCH_END, end));
         self.send(&batch).map_err(|error| NftError::new("send a transaction", error))?;
-        self.confirm(begin, end, parts)
+        self.confirm(begin, end, &parts)
     }
 
     /// Comes back when the transaction that the kernel is at, anybody's, is done: an empty one has to wait for it, and
@@ -121,7 +116,7 @@ impl Nft {
     fn barrier(&mut self) -> Result<(), NftError> {
         const SUBJECT: &str = "wait for a transaction";
         let (begin, end) = (self.take_sequence(), self.take_sequence());
-        let batch = [bracket(NFNL_MSG_BATCH_BEGIN, 0, begin), bracket(NFNL_MSG_BATCH_END, 0, end)].concat();
+        let batch = [bracket(NFNL_MSG_BATCH_BEGIN, begin), bracket(NFNL_MSG_BATCH_END, end)].concat();
         self.send(&batch).map_err(|error| NftError::new(SUBJECT, error))
     }
 

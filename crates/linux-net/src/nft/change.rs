@@ -6,7 +6,7 @@ use super::attribute::Writer;
 use super::expression::SetIds;
 use super::field::address;
 use super::rule::Rule;
-use super::table::{Chain, Family, Hook, Set, SetContent, Side, Step, Table};
+use super::table::{Chain, Family, Hook, OWNED, Set, SetContent, Side, Step, Table};
 use super::uapi::*;
 use super::userdata;
 use super::wire::{ATTRIBUTES, Header, message};
@@ -87,7 +87,7 @@ impl Parts {
     }
 
     fn remove(&mut self, family: Family, table: &str) {
-        self.push(NFT_MSG_DELTABLE, 0, family, format!("table {} {table}", family.name()), |writer| {
+        self.push(NFT_MSG_DELTABLE, 0, family, family.table(table), |writer| {
             writer.text(NFTA_TABLE_NAME, table);
         });
     }
@@ -110,10 +110,10 @@ impl Parts {
     }
 
     fn table_message(&mut self, family: Family, table: &str, flags: u16, owned: bool) {
-        let subject = format!("table {} {table}", family.name());
+        let subject = family.table(table);
         self.push(NFT_MSG_NEWTABLE, flags, family, subject, |writer| {
             writer.text(NFTA_TABLE_NAME, table);
-            writer.u32(NFTA_TABLE_FLAGS, if owned { NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST } else { 0 });
+            writer.u32(NFTA_TABLE_FLAGS, if owned { OWNED } else { 0 });
         });
     }
 
@@ -170,7 +170,7 @@ impl Parts {
         steps: &[Step],
     ) {
         for steps in steps.chunks(ELEMENTS) {
-            let subject = format!("elements of set {set} in table {} {table}", family.name());
+            let subject = format!("elements of set {set} in {}", family.table(table));
             self.push(kind, flags, family, subject, |writer| {
                 writer.text(NFTA_SET_ELEM_LIST_TABLE, table);
                 writer.text(NFTA_SET_ELEM_LIST_SET, set);
@@ -232,7 +232,7 @@ impl Part {
 }
 
 fn in_table(table: &Table, object: &str) -> String {
-    format!("{object} in table {} {}", table.family.name(), table.name)
+    format!("{object} in {}", table.family.table(&table.name))
 }
 
 fn single(addresses: &[IpAddr]) -> Vec<Step> {

@@ -10,7 +10,9 @@ use super::error::NftError;
 use super::expression::Expression;
 use super::field::KeyType;
 use super::rule::Rule;
-use super::table::{Chain, Family, Hook, HookPoint, Networks, Set, SetContent, Side, Step, Table};
+use super::table::{
+    Chain, FLOWS, Family, Hook, HookPoint, Networks, OWNED, Set, SetContent, Side, Step, Table,
+};
 use super::uapi::*;
 use super::userdata::read_comment;
 use super::wire::{Answer, Header, Malformed, Messages, message};
@@ -30,7 +32,7 @@ const ATTEMPTS: usize = 5;
 impl Nft {
     /// Reads a table.
     pub fn table(&mut self, family: Family, name: &str) -> Result<Found, NftError> {
-        let subject = format!("table {} {name}", family.name());
+        let subject = family.table(name);
         for _ in 0..ATTEMPTS {
             let before = self.generation()?;
             // The number changes before the objects do.
@@ -70,7 +72,7 @@ impl Nft {
 
     /// `None`: there is no such table.
     pub(super) fn table_flags(&mut self, family: Family, name: &str) -> Result<Option<u32>, NftError> {
-        let subject = format!("table {} {name}", family.name());
+        let subject = family.table(name);
         let read = |table: Attributes<'_>| table.find(NFTA_TABLE_FLAGS)?.map_or(Ok(0), Attribute::u32);
         let named = |writer: &mut Writer| writer.text(NFTA_TABLE_NAME, name);
         match self.request(NFT_MSG_GETTABLE, 0, family.code(), &subject, named, read) {
@@ -100,7 +102,7 @@ impl Nft {
 
     fn fill(&mut self, table: &mut Table) -> Result<Result<(), Malformed>, NftError> {
         let (family, name) = (table.family, table.name.clone());
-        let subject = format!("table {} {name}", family.name());
+        let subject = family.table(&name);
         let in_table = |kind: u16| {
             let name = name.clone();
             move |writer: &mut Writer| writer.text(kind, &name)
@@ -157,7 +159,7 @@ impl Nft {
         if matches!(set.content, SetContent::Flows { .. }) {
             return Ok(Ok(()));
         }
-        let subject = format!("elements of set {} in table {} {table}", set.name, family.name());
+        let subject = format!("elements of set {} in {}", set.name, family.table(table));
         let name = set.name.clone();
         let which = |writer: &mut Writer| {
             writer.text(NFTA_SET_ELEM_LIST_TABLE, table);
@@ -248,9 +250,6 @@ impl Nft {
     }
 }
 
-/// What [`Table::owned`] stands for.
-const OWNED: u32 = NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST;
-
 /// A set without its elements.
 fn read_set(set: Attributes<'_>) -> Result<Set, Malformed> {
     const STRANGE: Malformed = Malformed("a set of unknown kind");
@@ -274,8 +273,6 @@ fn read_set(set: Attributes<'_>) -> Result<Set, Malformed> {
     };
     Ok(Set { name, content })
 }
-
-const FLOWS: u32 = NFT_SET_TIMEOUT | NFT_SET_EVAL;
 
 /// Six bits a part, the last one lowest.
 fn read_key(mut code: u32) -> Option<Vec<KeyType>> {

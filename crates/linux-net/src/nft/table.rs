@@ -9,6 +9,12 @@ use super::field::KeyType;
 use super::rule::Rule;
 use super::uapi::*;
 
+/// `NFTA_TABLE_FLAGS` of what [`Table::owned`] stands for.
+pub(super) const OWNED: u32 = NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST;
+
+/// `NFTA_SET_FLAGS` of [`SetContent::Flows`].
+pub(super) const FLOWS: u32 = NFT_SET_TIMEOUT | NFT_SET_EVAL;
+
 /// What kind of packets a table sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
@@ -119,6 +125,11 @@ impl Family {
         }
     }
 
+    /// What messages call a table of the family.
+    pub(super) fn table(self, name: &str) -> String {
+        format!("table {} {name}", self.name())
+    }
+
     /// What nft calls it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -217,7 +228,7 @@ impl Set {
         match self.content {
             SetContent::Networks(_) => NFT_SET_INTERVAL,
             SetContent::Addresses { .. } => 0,
-            SetContent::Flows { .. } => NFT_SET_TIMEOUT | NFT_SET_EVAL,
+            SetContent::Flows { .. } => FLOWS,
         }
     }
 }

@@ -29,9 +29,15 @@ pub(super) fn message(header: Header, attributes: impl FnOnce(&mut Writer)) -> O
 }
 
 /// The start or the end of a batch for nf_tables.
-pub(super) fn bracket(kind: u16, flags: u16, sequence: u32) -> Vec<u8> {
-    let header = Header { kind, flags, sequence, family: 0 };
+pub(super) fn bracket(kind: u16, sequence: u32) -> Vec<u8> {
+    let header = Header { kind, flags: 0, sequence, family: 0 };
     framed(kind, header, NFNL_SUBSYS_NFTABLES, |_| ()).unwrap_or_default()
+}
+
+/// Asks for an answer also where nothing is wrong.
+pub(super) fn acknowledge(message: &mut [u8]) {
+    let flags = u16::from_ne_bytes([message[6], message[7]]) | libc::NLM_F_ACK as u16;
+    message[6..8].copy_from_slice(&flags.to_ne_bytes());
 }
 
 fn framed(kind: u16, header: Header, resource: u16, attributes: impl FnOnce(&mut Writer)) -> Option<Vec<u8>> {
