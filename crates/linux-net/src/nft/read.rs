@@ -26,48 +26,74 @@ pub enum Found {
     Strange(Malformed),
 }
 
+/// Why there is no reading.
+#[derive(Debug)]
+enum Unread {
+    Failed(NftError),
+    /// The kernel answered, with something that was not made here.
+    Strange(Malformed),
+}
+
+impl From<NftError> for Unread {
+    fn from(error: NftError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<Malformed> for Unread {
+    fn from(strange: Malformed) -> Self {
+        Self::Strange(strange)
+    }
+}
+
+impl Unread {
+    /// Where nothing strange can be, it is a failure too.
+    fn into_error(self, subject: &str) -> NftError {
+        match self {
+            Self::Failed(error) => error,
+            Self::Strange(strange) => NftError::malformed(subject, strange),
+        }
+    }
+}
+
 /// How often a reading is taken again that a change interrupted.
 const ATTEMPTS: usize = 5;
 
 impl Nft {
     /// Reads a table.
     pub fn table(&mut self, family: Family, name: &str) -> Result<Found, NftError> {
-        let subject = family.table(name);
         for _ in 0..ATTEMPTS {
             let before = self.generation()?;
             // The number changes before the objects do.
             self.barrier()?;
             // What fails while there are changes fails because of them: a set that is listed is gone when it is asked for.
-            let found = self.read_table(family, name);
+            let found = match self.read_table(family, name) {
+                Ok(found) => Ok(found.map_or(Found::Absent, Found::Table)),
+                Err(Unread::Strange(strange)) => Ok(Found::Strange(strange)),
+                Err(Unread::Failed(error)) => Err(error),
+            };
             if self.generation()? == before {
                 return found;
             }
         }
-        Err(NftError::new(&subject, io::ErrorKind::Interrupted.into()))
+        Err(NftError::new(&family.table(name), io::ErrorKind::Interrupted.into()))
     }
 
     /// Names of the tables of a family.
     pub fn tables(&mut self, family: Family) -> Result<Vec<String>, NftError> {
-        let names = self.dump(
-            NFT_MSG_GETTABLE,
-            family,
-            "tables",
-            |_| (),
-            |table| Ok(table.get(NFTA_TABLE_NAME)?.text()?.to_owned()),
-        )?;
-        names.into_iter().collect::<Result<_, _>>().map_err(|error| NftError::malformed("tables", error))
+        const SUBJECT: &str = "tables";
+        let name = |table: Attributes<'_>| Ok(table.get(NFTA_TABLE_NAME)?.text()?.to_owned());
+        let names = self.dump(NFT_MSG_GETTABLE, family, SUBJECT, |_| (), name);
+        names.map_err(|error| error.into_error(SUBJECT))
     }
 
     /// Changes with each transaction of anybody in this namespace.
     pub fn generation(&mut self) -> Result<u32, NftError> {
         const SUBJECT: &str = "read the generation";
         let read = |attributes: Attributes<'_>| attributes.get(NFTA_GEN_ID)?.u32();
-        let found = self.request(NFT_MSG_GETGEN, 0, 0, SUBJECT, |_| (), read)?;
-        match found.into_iter().next() {
-            Some(Ok(generation)) => Ok(generation),
-            Some(Err(error)) => Err(NftError::malformed(SUBJECT, error)),
-            None => Err(NftError::new(SUBJECT, io::ErrorKind::UnexpectedEof.into())),
-        }
+        let found = self.request(NFT_MSG_GETGEN, 0, 0, SUBJECT, |_| (), read);
+        let found = found.map_err(|error| error.into_error(SUBJECT))?;
+        found.first().copied().ok_or_else(|| NftError::new(SUBJECT, io::ErrorKind::UnexpectedEof.into()))
     }
 
     /// `None`: there is no such table.
@@ -76,100 +102,55 @@ impl Nft {
         let read = |table: Attributes<'_>| table.find(NFTA_TABLE_FLAGS)?.map_or(Ok(0), Attribute::u32);
         let named = |writer: &mut Writer| writer.text(NFTA_TABLE_NAME, name);
         match self.request(NFT_MSG_GETTABLE, 0, family.code(), &subject, named, read) {
-            Ok(found) => {
-                let flags = found.into_iter().next().unwrap_or(Err(Malformed("nothing")));
-                flags.map(Some).map_err(|error| NftError::malformed(&subject, error))
-            }
-            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
-            Err(error) => Err(error),
+            Ok(found) => Ok(found.first().copied()),
+            Err(Unread::Failed(error)) if error.errno() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error.into_error(&subject)),
         }
     }
 
-    fn read_table(&mut self, family: Family, name: &str) -> Result<Found, NftError> {
-        let Some(flags) = self.table_flags(family, name)? else { return Ok(Found::Absent) };
+    fn read_table(&mut self, family: Family, name: &str) -> Result<Option<Table>, Unread> {
+        let Some(flags) = self.table_flags(family, name)? else { return Ok(None) };
         let owned = match flags {
             // The kernel takes the flag of an owner away with the owner.
             0 | NFT_TABLE_F_PERSIST => false,
             OWNED => true,
-            _ => return Ok(Found::Strange(Malformed("flags of the table"))),
+            _ => return Err(Malformed("flags of the table").into()),
         };
-        let mut table = Table { family, name: name.to_owned(), owned, sets: Vec::new(), chains: Vec::new() };
-        match self.fill(&mut table)? {
-            Ok(()) => Ok(Found::Table(table)),
-            Err(strange) => Ok(Found::Strange(strange)),
-        }
-    }
-
-    fn fill(&mut self, table: &mut Table) -> Result<Result<(), Malformed>, NftError> {
-        let (family, name) = (table.family, table.name.clone());
-        let subject = family.table(&name);
-        let in_table = |kind: u16| {
-            let name = name.clone();
-            move |writer: &mut Writer| writer.text(kind, &name)
-        };
-        let sets = self.dump(NFT_MSG_GETSET, family, &subject, in_table(NFTA_SET_TABLE), read_set)?;
-        for set in sets {
-            let mut set = match set {
-                Ok(set) => set,
-                Err(strange) => return Ok(Err(strange)),
-            };
-            if let Err(strange) = self.read_elements(family, &name, &mut set)? {
-                return Ok(Err(strange));
-            }
-            table.sets.push(set);
+        let subject = family.table(name);
+        let in_table = |kind: u16| move |writer: &mut Writer| writer.text(kind, name);
+        let mut sets = self.dump(NFT_MSG_GETSET, family, &subject, in_table(NFTA_SET_TABLE), read_set)?;
+        for set in &mut sets {
+            self.read_elements(family, name, set)?;
         }
         // The kernel has no filter for these; those of other tables are passed by.
-        let chains = self.dump(
-            NFT_MSG_GETCHAIN,
-            family,
-            &subject,
-            |_| (),
-            |chain| {
-                let ours = chain.get(NFTA_CHAIN_TABLE)?.text()? == name;
-                ours.then(|| read_chain(family, chain)).transpose()
-            },
-        )?;
-        for chain in chains {
-            match chain {
-                Ok(chain) => table.chains.extend(chain),
-                Err(strange) => return Ok(Err(strange)),
-            }
-        }
-        let rules = self.dump(NFT_MSG_GETRULE, family, &subject, in_table(NFTA_RULE_TABLE), |rule| {
-            Ok((rule.get(NFTA_RULE_CHAIN)?.text()?.to_owned(), read_rule(rule)?))
-        })?;
-        for rule in rules {
-            let (chain, rule) = match rule {
-                Ok(found) => found,
-                Err(strange) => return Ok(Err(strange)),
-            };
-            if let Some(chain) = table.chains.iter_mut().find(|found| found.name == chain) {
+        let chain_of_table = |chain: Attributes<'_>| {
+            let ours = chain.get(NFTA_CHAIN_TABLE)?.text()? == name;
+            ours.then(|| read_chain(family, chain)).transpose()
+        };
+        let chains = self.dump(NFT_MSG_GETCHAIN, family, &subject, |_| (), chain_of_table)?;
+        let mut chains: Vec<_> = chains.into_iter().flatten().collect();
+        let rule_of_chain =
+            |rule: Attributes<'_>| Ok((rule.get(NFTA_RULE_CHAIN)?.text()?.to_owned(), read_rule(rule)?));
+        let rules = self.dump(NFT_MSG_GETRULE, family, &subject, in_table(NFTA_RULE_TABLE), rule_of_chain)?;
+        for (chain, rule) in rules {
+            if let Some(chain) = chains.iter_mut().find(|found| found.name == chain) {
                 chain.rules.push(rule);
             }
         }
-        Ok(Ok(()))
+        Ok(Some(Table { family, name: name.to_owned(), owned, sets, chains }))
     }
 
-    fn read_elements(
-        &mut self,
-        family: Family,
-        table: &str,
-        set: &mut Set,
-    ) -> Result<Result<(), Malformed>, NftError> {
+    fn read_elements(&mut self, family: Family, table: &str, set: &mut Set) -> Result<(), Unread> {
         if matches!(set.content, SetContent::Flows { .. }) {
-            return Ok(Ok(()));
+            return Ok(());
         }
-        let subject = format!("elements of set {} in {}", set.name, family.table(table));
-        let name = set.name.clone();
+        let name = &set.name;
+        let subject = format!("elements of set {name} in {}", family.table(table));
         let which = |writer: &mut Writer| {
             writer.text(NFTA_SET_ELEM_LIST_TABLE, table);
-            writer.text(NFTA_SET_ELEM_LIST_SET, &name);
+            writer.text(NFTA_SET_ELEM_LIST_SET, name);
         };
-        let found = self.dump(NFT_MSG_GETSETELEM, family, &subject, which, read_steps)?;
-        let steps = match found.into_iter().collect::<Result<Vec<_>, _>>() {
-            Ok(steps) => steps.concat(),
-            Err(strange) => return Ok(Err(strange)),
-        };
+        let steps = self.dump(NFT_MSG_GETSETELEM, family, &subject, which, read_steps)?.concat();
         match &mut set.content {
             SetContent::Networks(networks) => *networks = Networks::from_steps(networks.is_v6(), steps),
             SetContent::Addresses { addresses, .. } => {
@@ -178,7 +159,7 @@ impl Nft {
             }
             SetContent::Flows { .. } => {}
         }
-        Ok(Ok(()))
+        Ok(())
     }
 
     /// All objects of a kind; taken again when a change interrupts.
@@ -189,18 +170,20 @@ impl Nft {
         subject: &str,
         which: impl Fn(&mut Writer),
         read: impl Fn(Attributes<'_>) -> Result<T, Malformed>,
-    ) -> Result<Vec<Result<T, Malformed>>, NftError> {
-        let mut last = None;
-        for _ in 0..ATTEMPTS {
-            match self.request(kind, libc::NLM_F_DUMP as u16, family.code(), subject, &which, &read) {
-                Err(error) if error.errno() == Some(libc::EINTR) => last = Some(error),
+    ) -> Result<Vec<T>, Unread> {
+        let mut attempt =
+            || self.request(kind, libc::NLM_F_DUMP as u16, family.code(), subject, &which, &read);
+        for _ in 1..ATTEMPTS {
+            match attempt() {
+                Err(Unread::Failed(error)) if error.errno() == Some(libc::EINTR) => {}
                 result => return result,
             }
         }
-        Err(last.unwrap_or_else(|| NftError::new(subject, io::ErrorKind::Interrupted.into())))
+        attempt()
     }
 
-    /// One request, and every object of its answer.
+    /// One request, and every object of its answer. A dump is taken to its end also where something in it is strange:
+    /// the kernel takes no other before.
     fn request<T>(
         &mut self,
         kind: u16,
@@ -209,18 +192,18 @@ impl Nft {
         subject: &str,
         which: impl Fn(&mut Writer),
         read: impl Fn(Attributes<'_>) -> Result<T, Malformed>,
-    ) -> Result<Vec<Result<T, Malformed>>, NftError> {
+    ) -> Result<Vec<T>, Unread> {
+        let failed = |error: io::Error| NftError::new(subject, error);
+        let errno = |errno: i32| failed(io::Error::from_raw_os_error(errno));
         let sequence = self.take_sequence();
         let request = message(Header { kind, flags, sequence, family }, which)
             .ok_or_else(|| NftError::overlong(subject))?;
-        self.send(&request).map_err(|error| NftError::new(subject, error))?;
+        self.send(&request).map_err(failed)?;
         let dumps = flags & libc::NLM_F_DUMP as u16 != 0;
         let (mut found, mut interrupted) = (Vec::new(), false);
         loop {
-            let datagram = self.receive().map_err(|error| NftError::new(subject, error))?;
-            let Some(datagram) = datagram else {
-                return Err(NftError::new(subject, io::ErrorKind::UnexpectedEof.into()));
-            };
+            let datagram = self.receive().map_err(failed)?;
+            let datagram = datagram.ok_or_else(|| failed(io::ErrorKind::UnexpectedEof.into()))?;
             for received in Messages(datagram) {
                 let received = received.map_err(|error| NftError::malformed(subject, error))?;
                 // What is left of an earlier request that ended early.
@@ -229,20 +212,12 @@ impl Nft {
                 }
                 interrupted |= received.interrupted;
                 match received.answer {
-                    Answer::Outcome(outcome) => return Err(NftError::refused(subject, None, outcome)),
-                    Answer::Done(0) if interrupted => {
-                        return Err(NftError::new(subject, io::Error::from_raw_os_error(libc::EINTR)));
-                    }
-                    Answer::Done(0) => return Ok(found),
-                    Answer::Done(errno) => {
-                        return Err(NftError::new(subject, io::Error::from_raw_os_error(errno)));
-                    }
-                    Answer::Object(attributes) => {
-                        found.push(read(attributes));
-                        if !dumps {
-                            return Ok(found);
-                        }
-                    }
+                    Answer::Outcome(outcome) => return Err(NftError::refused(subject, None, outcome).into()),
+                    Answer::Done(0) if interrupted => return Err(errno(libc::EINTR).into()),
+                    Answer::Done(0) => return Ok(found.into_iter().collect::<Result<_, _>>()?),
+                    Answer::Done(number) => return Err(errno(number).into()),
+                    Answer::Object(attributes) if dumps => found.push(read(attributes)),
+                    Answer::Object(attributes) => return Ok(vec![read(attributes)?]),
                     Answer::Other => {}
                 }
             }
