@@ -10,6 +10,9 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// Free memory that may stay for the next burst: as many octets, and an eighth of what is in use.
 const SPARE: usize = 2 << 20;
 
+/// What comes and goes in an agent that does nothing.
+const TRIFLE: usize = 64 << 10;
+
 /// Looks for ever.
 pub(super) async fn give_back() {
     let mut last = Seen::default();
@@ -43,10 +46,12 @@ impl Seen {
     }
 
     /// Whether much has become free since free memory went back last: there is more that is not in use, or what was in
-    /// use then, and kept pages from going, is gone. So nothing is looked for in vain twice.
+    /// use then, and kept pages from going, is gone. Little of it keeps many pages: one small block is enough for each. So
+    /// that second limit is a share of what was in use, and what falls to nothing in steps is looked at after each.
     fn is_worth_a_look(self, last: Self) -> bool {
         let spare = SPARE + self.allocated / 8;
-        self.overhead() > last.overhead() + spare || self.allocated + spare < last.allocated
+        let gone = last.allocated.saturating_sub(self.allocated);
+        self.overhead() > last.overhead() + spare || gone > (last.allocated / 8).max(TRIFLE)
     }
 }
 
@@ -71,5 +76,8 @@ mod tests {
         let last = seen(30, 45);
         assert!(!seen(29, 45).is_worth_a_look(last));
         assert!(seen(4, 20).is_worth_a_look(last));
+        // The last of the load's blocks, four a page, held all those pages when the others had gone.
+        let last = seen(4, 21);
+        assert!(seen(2, 21).is_worth_a_look(last));
     }
 }
