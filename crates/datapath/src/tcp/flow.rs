@@ -125,7 +125,7 @@ pub(crate) struct Flow {
     heard: Instant,
     keepalive: Option<Keepalive>,
     /// Probes since then.
-    keepalives: u8,
+    keepalives: u16,
     invalid_ack_at: Option<Moment>,
 }
 

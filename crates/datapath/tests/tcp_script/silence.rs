@@ -40,6 +40,25 @@ fn times_and_number_of_keepalives_are_settings() {
 }
 
 #[test]
+fn more_probes_than_a_number_of_eight_bits_has_go_out_one_by_one() {
+    let limits = Limits { user_timeout: Some(secs(400)), ..kept_alive(30, 1, 9) };
+    let mut s = limited(limits);
+    s.after(secs(399));
+    assert_eq!(s.all().len(), 370);
+    s.after(secs(1));
+    s.expect(RST | ACK);
+    assert_eq!(s.record().close, CloseReason::PodSilent);
+    s.gone();
+    // Of a window that stays closed: one a minute.
+    let mut s = limited(patient_for(secs(6 * 3_600)));
+    s.pod(ack(1, 1).win(0));
+    s.upstream_sends(b"waits");
+    s.after(secs(6 * 3_600));
+    assert!(s.all().len() > 300);
+    s.gone();
+}
+
+#[test]
 fn without_keepalives_silence_means_nothing() {
     let mut s = limited(Limits { keepalive: None, ..Limits::default() });
     s.after(secs(100 * 24 * 3_600));

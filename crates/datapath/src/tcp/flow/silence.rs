@@ -25,12 +25,13 @@ impl Flow {
         // A user time-out takes the place of the number of probes, as with Linux.
         let over = match self.sender.user_timeout() {
             Some(limit) => self.keepalives > 0 && now - self.heard >= limit,
-            None => self.keepalives >= keepalive.probes,
+            None => self.keepalives >= u16::from(keepalive.probes),
         };
-        if over {
+        // Beyond the last number the next time would stand still, and be due for ever.
+        if over || self.keepalives == u16::MAX {
             return Events { silent: true, ..Events::default() };
         }
-        self.keepalives = self.keepalives.saturating_add(1);
+        self.keepalives += 1;
         self.probe_now = true;
         Events::default()
     }

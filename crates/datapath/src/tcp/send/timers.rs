@@ -91,7 +91,7 @@ impl Sender {
             self.timer = Timer::Off;
             return Expiry::None;
         }
-        self.unanswered_probes += 1;
+        self.unanswered_probes = self.unanswered_probes.saturating_add(1);
         self.rtt.back_off();
         self.timer = Timer::Persist(self.no_later_than_patience(now + self.probe_interval()));
         if self.window > 0 {
