@@ -73,29 +73,59 @@ fn name(packet: &DnsPacket<&[u8]>, bytes: &[u8]) -> Option<DomainName> {
     DomainName::parse(&text).ok()
 }
 
+/// Octets of the longest answer over TCP that is read, 250 addresses: a pod decides how long the beginning of one is
+/// kept, by how slowly it takes the rest, and what is kept is not charged to it.
+const LONGEST_ANSWER: usize = 4 * 1024;
+
+/// Octets of a message's length before it.
+const PREFIX: usize = 2;
+
 /// Cuts a DNS-over-TCP stream into messages (RFC 1035 4.2.2) as it passes.
 #[derive(Debug, Default)]
 pub(crate) struct StreamTap {
+    /// The beginning of a message with its length, as far as it has come.
     pending: Vec<u8>,
+    /// Octets still to come of a message that is too long.
+    skip: usize,
 }
 
 impl StreamTap {
     /// Takes the next octets of the resolver's stream; calls `answer` for each that teaches something.
-    pub(crate) fn feed(&mut self, bytes: &[u8], mut answer: impl FnMut(Answer)) {
-        self.pending.extend_from_slice(bytes);
-        let mut at = 0;
-        while let Some(prefix) = self.pending.get(at..at + 2) {
-            let len = usize::from(u16::from_be_bytes([prefix[0], prefix[1]]));
-            let Some(message) = self.pending.get(at + 2..at + 2 + len) else { break };
-            if let Some(found) = read_answer(message) {
-                answer(found);
+    pub(crate) fn feed(&mut self, mut bytes: &[u8], mut answer: impl FnMut(Answer)) {
+        while !bytes.is_empty() {
+            let needed = self.needed();
+            let (next, rest) = bytes.split_at(needed.min(bytes.len()));
+            bytes = rest;
+            if self.skip > 0 {
+                self.skip -= next.len();
+                continue;
             }
-            at += 2 + len;
-        }
-        self.pending.drain(..at);
-        if self.pending.is_empty() {
+            self.pending.reserve_exact(needed);
+            self.pending.extend_from_slice(next);
+            match self.length() {
+                Some(length) if length > LONGEST_ANSWER => self.skip = length,
+                Some(length) if self.pending.len() == PREFIX + length => {
+                    if let Some(found) = read_answer(&self.pending[PREFIX..]) {
+                        answer(found);
+                    }
+                }
+                Some(_) | None => continue,
+            }
             self.pending = Vec::new();
         }
+    }
+
+    /// Octets that are missing until the next step: of the length, then of the message.
+    fn needed(&self) -> usize {
+        if self.skip > 0 {
+            return self.skip;
+        }
+        self.length().map_or(PREFIX, |length| PREFIX + length) - self.pending.len()
+    }
+
+    fn length(&self) -> Option<usize> {
+        let prefix = self.pending.first_chunk::<PREFIX>()?;
+        Some(u16::from_be_bytes(*prefix).into())
     }
 }
 
@@ -159,6 +189,25 @@ mod tests {
             tap.feed(&stream[..split], |_| found += 1);
             tap.feed(&stream[split..], |_| found += 1);
             assert_eq!(found, 3, "{split}");
+            assert!(tap.pending.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_is_passed_over_and_not_kept() {
+        let message = response(b"\x01a\x00", &[(&[0xc0, 12], 1, vec![192, 0, 2, 7])]);
+        let framed = |message: &[u8]| [&(message.len() as u16).to_be_bytes()[..], message].concat();
+        let longest = [&message[..], &vec![0; LONGEST_ANSWER - message.len()]].concat();
+        let too_long = [&longest[..], &[0]].concat();
+        let stream = [framed(&longest), framed(&too_long), framed(&[]), framed(&message)].concat();
+        for piece in [1, 7, 1_460, stream.len()] {
+            let mut tap = StreamTap::default();
+            let mut found = 0;
+            for bytes in stream.chunks(piece) {
+                tap.feed(bytes, |_| found += 1);
+                assert!(tap.pending.capacity() <= PREFIX + LONGEST_ANSWER);
+            }
+            assert_eq!(found, 2, "{piece}");
             assert!(tap.pending.is_empty());
         }
     }
