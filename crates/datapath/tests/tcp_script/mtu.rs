@@ -1,9 +1,9 @@
 //! A link behind the pod that is smaller than our segments (RFC 1191, RFC 8201, RFC 5927).
 
-use tunproxy_datapath::DropReason;
+use tunproxy_datapath::{DropReason, StackConfig};
 use tunproxy_testkit::packet;
 
-use crate::common::pattern;
+use crate::common::{allow_all, config, pattern};
 use crate::script::{Script, secs};
 use crate::segment::{ACK, FIN, ack, seg, syn};
 
@@ -31,6 +31,29 @@ fn sending() -> Script {
 /// Beginnings and lengths of what went.
 fn went(s: &mut Script) -> Vec<(u32, usize)> {
     s.all().iter().map(|seen| (seen.seq, seen.payload.len())).collect()
+}
+
+/// A segment is more than a read is rounded down to, and than half a window of an unscaled one.
+#[test]
+fn a_segment_may_be_nearly_as_large_as_the_window() {
+    for mss in [65_468, 65_495] {
+        let mut s = Script::with(StackConfig { mtu: 65_535, ..config(allow_all()) });
+        s.connect(syn().mss(mss).win(65_535));
+        for (sent, length) in [(0, 1_000), (1_000, 64_000), (65_000, 300_000)] {
+            s.upstream_sends(&pattern(sent, length));
+            let end = sent as u32 + length as u32;
+            let mut seen = sent as u32;
+            while seen < end {
+                let went = went(&mut s);
+                assert!(!went.is_empty(), "{seen} of {end} octets have gone");
+                for (at, count) in went {
+                    assert_eq!(at, seen + 1);
+                    seen += count as u32;
+                }
+                s.pod(ack(1, 1 + seen).win(65_535));
+            }
+        }
+    }
 }
 
 #[test]

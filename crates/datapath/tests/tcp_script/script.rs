@@ -38,6 +38,7 @@ pub struct Script {
     icmp: VecDeque<Vec<u8>>,
     pod_says: PodSays,
     edge: Option<u32>,
+    mtu: usize,
     pub our_scale: u8,
 }
 
@@ -63,6 +64,7 @@ impl Script {
     )]
     pub fn with(config: StackConfig) -> Self {
         Self {
+            mtu: usize::from(config.mtu),
             engine: Engine::new(config, Wall::now()),
             now: Instant::from_secs(1),
             pod: "10.244.0.5:40000".parse().expect("an address"),
@@ -191,7 +193,7 @@ impl Script {
 
     #[track_caller]
     fn hold_to_promises(&mut self, seen: &Seen) {
-        assert!(seen.length <= 1_500, "larger than the MTU: {} octets", seen.length);
+        assert!(seen.length <= self.mtu, "larger than the MTU: {} octets", seen.length);
         if seen.has(RST) || self.iss.is_none() {
             return;
         }

@@ -92,10 +92,9 @@ impl Tcp {
         let room = open.room(SEND_CEILING, exhausted);
         open.starved = room == 0;
         let mss = usize::from(open.flow.sender.mss());
-        let largest = MAX_PACKET - headers;
-        let largest = largest - largest % mss;
-        match room.min(largest) {
-            room if room >= MAX_SLIVER => room - room % mss,
+        match room.min(MAX_PACKET - headers) {
+            // Whole segments, but where one is larger than all that.
+            room if room >= MAX_SLIVER.max(mss) => room - room % mss,
             room => room,
         }
     }
