@@ -9,8 +9,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant as Wall;
 
-use common::{Engine, POD4, allow_all, at, config, policy};
-use tunproxy_datapath::{CloseReason, Cx, DropReason, Input, Instant, Limits, MappingId, StackConfig, vnet};
+use common::{Dial, Engine, POD4, allow_all, at, config, policy};
+use tunproxy_datapath::{
+    CloseReason, Cx, DialFailure, DropReason, Input, Instant, Limits, MappingId, StackConfig, vnet,
+};
 use tunproxy_policy::model::Policies;
 use tunproxy_policy::{NodeDefault, NodeSettings, PolicySet, UpstreamRef, Workload, WorkloadPolicy};
 use tunproxy_testkit::packet;
@@ -86,6 +88,18 @@ fn refusals_are_told_always_and_recorded_within_a_rate() {
     assert_eq!(engine.drain().len(), 500, "each packet has its answer");
     send(&mut engine, at(NOW), 40_000, host(8));
     assert_eq!(engine.records.last().unwrap().destination, host(8), "a first refusal is not lost");
+    assert_eq!(engine.stack.counters().refusals_unrecorded, 495);
+}
+
+#[test]
+fn connections_that_cannot_be_made_for_want_of_something_are_recorded_within_a_rate() {
+    let mut engine = engine(allow_all(), Limits { refusals_per_second: 10, ..Limits::default() });
+    engine.dial = Dial::Fail(DialFailure::Limit);
+    for port in 0..500 {
+        engine.inject(at(NOW), &packet::Tcp::syn(pod(40_000 + port), host(7), 1, 1_460).build());
+    }
+    assert_eq!(engine.records.len(), 5);
+    assert_eq!(engine.drain().len(), 500, "each has its reset");
     assert_eq!(engine.stack.counters().refusals_unrecorded, 495);
 }
 

@@ -191,7 +191,13 @@ impl Shared {
     }
 
     /// Whether a flow that came to nothing is to be recorded; else it is counted.
-    fn admit_refusal(&mut self, now: Instant, protocol: Protocol, destination: SocketAddr) -> bool {
+    /// Whether the rate of records of what failed at once has room for another.
+    pub(crate) fn admit_refusal(
+        &mut self,
+        now: Instant,
+        protocol: Protocol,
+        destination: SocketAddr,
+    ) -> bool {
         let admitted = self.common.wide().refusals.admit(now, protocol, destination);
         self.counters.refusals_unrecorded += u64::from(!admitted);
         admitted

@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 
 use slab::Slab;
 use smoltcp::time::{Duration, Instant};
+use tunproxy_policy::Protocol;
 
 use self::replies::{head_alone, reset_for_syn, send_alone, send_reset};
 use super::flow::{Events, State};
@@ -326,7 +327,12 @@ impl Tcp {
             sh.actions.pop_back();
         }
         sh.actions.push_back(Action::Close { flow: id, abort: leave == Leave::Abort });
-        sh.record(slot.meta.into_record(cx.now, slot.ends, reason));
+        // A connection that did not come about for want of something fails as often as the pod sends: once for each packet.
+        let wanting = matches!(reason, CloseReason::Limit | CloseReason::UpstreamUnsupported)
+            && matches!(slot.body, Body::Held(_));
+        if !wanting || sh.admit_refusal(cx.now, Protocol::Tcp, slot.ends.remote()) {
+            sh.record(slot.meta.into_record(cx.now, slot.ends, reason));
+        }
     }
 
     // --- time ---
