@@ -50,14 +50,11 @@ impl RotatingFile {
     fn begin_anew(&mut self) -> io::Result<()> {
         self.file.flush()?;
         if self.keep == 0 {
-            std::fs::remove_file(&self.path)?;
+            unless_gone(&self.path, std::fs::remove_file(&self.path))?;
         }
         for age in (1..=self.keep).rev() {
             let younger = if age == 1 { self.path.clone() } else { self.predecessor(age - 1) };
-            match std::fs::rename(&younger, self.predecessor(age)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(named(&younger, &error)),
-                Ok(()) | Err(_) => {}
-            }
+            unless_gone(&younger, std::fs::rename(&younger, self.predecessor(age)))?;
         }
         (self.file, self.size) = append(&self.path)?;
         Ok(())
@@ -78,6 +75,14 @@ fn append(path: &Path) -> io::Result<(BufWriter<File>, u64)> {
         Ok((BufWriter::new(file), size))
     };
     open().map_err(|error: io::Error| named(path, &error))
+}
+
+/// A file that somebody moved away need not be moved.
+fn unless_gone(path: &Path, outcome: io::Result<()>) -> io::Result<()> {
+    match outcome {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(named(path, &error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 fn named(path: &Path, error: &io::Error) -> io::Error {

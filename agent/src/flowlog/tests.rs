@@ -190,6 +190,11 @@ fn keeping_none_keeps_the_file_itself() {
     file.flush().unwrap();
     assert_eq!(fs::read_to_string(&path).unwrap(), "two\n");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    // Somebody took it away, and it is full.
+    fs::remove_file(&path).unwrap();
+    file.write_line(b"three\n").unwrap();
+    file.flush().unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "three\n");
 }
 
 #[test]
