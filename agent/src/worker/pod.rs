@@ -11,8 +11,8 @@ use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 use tunproxy_datapath::{
-    Account, Action, Counters, Cx, DropReason, FlowRecord, Input, Instant, Limits, MappingId, PacketBuf,
-    Pool, Stack, vnet,
+    Account, Action, Counters, Cx, DropReason, FlowId, FlowRecord, Input, Instant, Limits, MappingId,
+    PacketBuf, Pool, Stack, vnet,
 };
 use tunproxy_policy::Workload;
 
@@ -187,10 +187,25 @@ impl Pod {
                     self.tell_taps(&record);
                     self.leaving.push_back(Leaving::Record(record));
                 }
-                other => self.carry_out(env, other),
+                other => {
+                    if let Action::Connect { flow, .. } = &other {
+                        self.let_go_of_predecessor(*flow);
+                    }
+                    self.carry_out(env, other);
+                }
             }
         }
         self.transmit(env);
+    }
+
+    /// A flow that is connected anew has just closed its first socket, whose events must not be taken for the new one's.
+    fn let_go_of_predecessor(&mut self, flow: FlowId) {
+        let last = self.leaving.back();
+        if last.is_some_and(|last| matches!(last, Leaving::Socket { socket, .. } if socket.id() == flow))
+            && let Some(Leaving::Socket { socket, abort }) = self.leaving.pop_back()
+        {
+            socket.close(abort);
+        }
     }
 
     /// Lets go of up to `count` of what is over.

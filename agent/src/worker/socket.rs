@@ -27,10 +27,16 @@ pub(super) fn connect_tcp(to: SocketAddr, dscp: u8, mark: Option<u32>) -> io::Re
     if dscp != 0 {
         set_traffic_class(&socket, to.is_ipv6(), dscp)?;
     }
+    keep_urgent_in_place(&socket)?;
     match connect(&socket, &to) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Has octets that the peer marks urgent read in their place, not beside the stream, where they would be lost.
+pub(super) fn keep_urgent_in_place(socket: &OwnedFd) -> Result<(), Errno> {
+    sockopt::set_socket_oobinline(socket, true)
 }
 
 pub(super) fn open_udp(v6: bool, mark: Option<u32>) -> io::Result<OwnedFd> {

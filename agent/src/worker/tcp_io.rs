@@ -15,7 +15,9 @@ use tunproxy_policy::Permit;
 
 use super::descriptors::Lease;
 use super::pod::{Env, Pod, register, store};
-use super::socket::{connect_tcp, failure_of, keep_alive, reset_on_close, set_traffic_class};
+use super::socket::{
+    connect_tcp, failure_of, keep_alive, keep_urgent_in_place, reset_on_close, set_traffic_class,
+};
 use super::token::{Generation, Source, pack};
 use super::turn::Turn;
 use super::{Completion, DialRequest, Dialed, Dialing};
@@ -25,6 +27,9 @@ const MAX_SLICES: usize = 16;
 
 /// Reads of one flow before the others have their turn.
 const READS: usize = 4;
+
+/// What is worth knowing of a flow's socket.
+const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Interest::PRIORITY);
 
 #[derive(Debug)]
 enum Stage {
@@ -52,6 +57,8 @@ pub(super) struct FlowSocket {
     readable: bool,
     /// The peer closed or an error waits: a short read does not mean that everything was read.
     ended: bool,
+    /// Nor does it where the peer marked something urgent: the kernel ends a read there.
+    urgent: bool,
     failed: bool,
     /// Of what it sends.
     dscp: u8,
@@ -62,7 +69,21 @@ pub(super) struct FlowSocket {
 
 impl FlowSocket {
     fn new(id: FlowId, stage: Stage, lease: Option<Lease>) -> Self {
-        Self { id, stage, readable: false, ended: false, failed: false, dscp: 0, sent: Sent::Nothing, lease }
+        Self {
+            id,
+            stage,
+            readable: false,
+            ended: false,
+            urgent: false,
+            failed: false,
+            dscp: 0,
+            sent: Sent::Nothing,
+            lease,
+        }
+    }
+
+    pub(super) fn id(&self) -> FlowId {
+        self.id
     }
 
     /// Has what is sent from now on leave as the pod's own packets do. What a program marks it seldom marks otherwise later:
@@ -133,9 +154,8 @@ impl Pod {
             return;
         }
         let token = pack(self.index, Source::Tcp(flow.slot), flow.into());
-        let interest = Interest::READABLE | Interest::WRITABLE;
         let socket = connect_tcp(target.dial, target.dscp, env.mark)
-            .and_then(|fd| register(env.registry, &fd, token, interest).map(|()| fd));
+            .and_then(|fd| register(env.registry, &fd, token, INTEREST).map(|()| fd));
         match socket {
             Ok(fd) => {
                 let connecting = Stage::Connecting(fd, Box::new(target.dial));
@@ -159,7 +179,9 @@ impl Pod {
         };
         let token = pack(index, Source::Tcp(flow.slot), flow.into());
         let result = result.and_then(|fd| {
-            register(env.registry, &fd, token, Interest::READABLE | Interest::WRITABLE)
+            keep_urgent_in_place(&fd)
+                .map_err(Into::into)
+                .and_then(|()| register(env.registry, &fd, token, INTEREST))
                 .map(|()| fd)
                 .map_err(|_| DialFailure::Failed.into())
         });
@@ -203,6 +225,7 @@ impl Pod {
         let Some(Some(socket)) = self.flows.get_mut(slot as usize) else { return };
         socket.ended |= event.is_read_closed() || event.is_error();
         socket.failed |= event.is_error();
+        socket.urgent |= event.is_priority();
         if event.is_readable() || event.is_read_closed() || event.is_error() {
             socket.readable = true;
             self.ready.push(Source::Tcp(slot));
@@ -292,7 +315,7 @@ impl Pod {
                 Ok((len, _)) => {
                     turn.spend(len);
                     let ended = socket.ended;
-                    socket.readable = len == room || ended;
+                    socket.readable = len == room || ended || socket.urgent;
                     self.stack.downlink_data(&mut env.cx(), id, buffer, len);
                     // Where the end follows, the FIN goes with the last octets: one packet and one wake-up less.
                     if !ended {
@@ -301,7 +324,7 @@ impl Pod {
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    socket.readable = false;
+                    (socket.readable, socket.urgent) = (false, false);
                     return false;
                 }
                 Err(_) => {

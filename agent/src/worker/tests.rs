@@ -97,6 +97,42 @@ impl Bench {
     fn inject(&self, ip: &[u8]) {
         inject(&self.wire, ip);
     }
+
+    /// Has the pod connect; returns the upstream's peer.
+    fn connect(&mut self, pod: &mut Pod) -> TcpStream {
+        self.inject(&packet::Tcp::syn(pod_end(), web(), 1, 1_460).build());
+        self.service(pod);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let upstream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        upstream.set_nonblocking(true).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        self.silent.dials.lock().unwrap().pop().unwrap().finish(Ok(upstream.into()));
+        let Ok(Command::Dialed(dialed)) = self.commands.try_recv() else { panic!("no word of the dial") };
+        self.with(|env, _| pod.dialed(env, dialed));
+        let (_, number, _) = next_segment(&self.wire).expect("a SYN|ACK");
+        let segment =
+            packet::Tcp { seq: 2, ack: number + 1, flags: flags::ACK, ..packet::Tcp::new(pod_end(), web()) };
+        self.inject(&segment.build());
+        self.service(pod);
+        server
+    }
+
+    /// Serves the pod's events until it has got what is waited for.
+    fn segments_until(&mut self, pod: &mut Pod, is_there: impl Fn(&[Segment]) -> bool) -> Vec<Segment> {
+        let mut events = Events::with_capacity(8);
+        let mut seen = Vec::new();
+        while !is_there(&seen) {
+            self.poll.poll(&mut events, Some(Duration::from_mins(1))).unwrap();
+            assert!(!events.is_empty(), "{seen:?}");
+            for event in events.iter().filter(|event| event.token() != WAKER) {
+                let (_, source, generation) = unpack(event.token());
+                self.with(|env, _| pod.handle_event(env, source, generation, event));
+            }
+            while self.service(pod) {}
+            seen.extend(std::iter::from_fn(|| next_segment(&self.wire)));
+        }
+        seen
+    }
 }
 
 /// The pod's end of a queue, and the agent's.
@@ -221,8 +257,10 @@ fn a_pod_that_goes_leaves_in_turns() {
     assert_eq!(told.try_recv(), Ok(()));
 }
 
-/// The next TCP segment for the pod: flags, sequence number and payload.
-fn next_segment(wire: &OwnedFd) -> Option<(u8, u32, Vec<u8>)> {
+/// A TCP segment for the pod: flags, sequence number and payload.
+type Segment = (u8, u32, Vec<u8>);
+
+fn next_segment(wire: &OwnedFd) -> Option<Segment> {
     let mut packet = vec![0; 70_000];
     let len = read(wire, &mut packet).ok()?;
     let segment = &packet[vnet::LEN + 20..len];
@@ -233,40 +271,32 @@ fn next_segment(wire: &OwnedFd) -> Option<(u8, u32, Vec<u8>)> {
 #[test]
 fn what_an_upstream_sent_before_its_reset_gets_to_the_pod() {
     let (mut bench, mut pod) = Bench::new();
-    bench.inject(&packet::Tcp::syn(pod_end(), web(), 1, 1_460).build());
-    bench.service(&mut pod);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let upstream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    upstream.set_nonblocking(true).unwrap();
-    let (mut server, _) = listener.accept().unwrap();
-    bench.silent.dials.lock().unwrap().pop().unwrap().finish(Ok(upstream.into()));
-    let Ok(Command::Dialed(dialed)) = bench.commands.try_recv() else { panic!("no word of the dial") };
-    bench.with(|env, _| pod.dialed(env, dialed));
-    let (_, number, _) = next_segment(&bench.wire).expect("a SYN|ACK");
-    let segment =
-        packet::Tcp { seq: 2, ack: number + 1, flags: flags::ACK, ..packet::Tcp::new(pod_end(), web()) };
-    bench.inject(&segment.build());
-    bench.service(&mut pod);
-
+    let mut server = bench.connect(&mut pod);
     // Both are there before the worker looks.
     server.write_all(b"413 too large").unwrap();
     SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
     drop(server);
-    let mut events = Events::with_capacity(8);
-    let mut seen: Vec<(u8, u32, Vec<u8>)> = Vec::new();
-    while !seen.iter().any(|(bits, ..)| bits & flags::RST != 0) {
-        bench.poll.poll(&mut events, Some(Duration::from_mins(1))).unwrap();
-        assert!(!events.is_empty(), "{seen:?}");
-        for event in events.iter().filter(|event| event.token() != WAKER) {
-            let (_, source, generation) = unpack(event.token());
-            bench.with(|env, _| pod.handle_event(env, source, generation, event));
-        }
-        bench.service(&mut pod);
-        seen.extend(std::iter::from_fn(|| next_segment(&bench.wire)));
-    }
-    let octets: Vec<u8> = seen.iter().flat_map(|(_, _, payload)| payload.clone()).collect();
-    assert_eq!(octets, b"413 too large", "{seen:?}");
+    let seen = bench.segments_until(&mut pod, |seen| seen.iter().any(|(bits, ..)| bits & flags::RST != 0));
+    assert_eq!(octets_of(&seen), b"413 too large", "{seen:?}");
     assert!(seen.last().unwrap().0 & flags::RST != 0, "the reset comes last: {seen:?}");
+}
+
+#[test]
+fn what_an_upstream_marks_urgent_gets_to_the_pod_in_its_place_and_so_does_the_rest() {
+    let (mut bench, mut pod) = Bench::new();
+    let mut server = bench.connect(&mut pod);
+    for _ in 0..2 {
+        server.write_all(b"abc").unwrap();
+        assert_eq!(send(&server, b"X", SendFlags::OOB).unwrap(), 1);
+        server.write_all(b"def").unwrap();
+        // Nothing comes behind it that would wake the worker once more.
+        let seen = bench.segments_until(&mut pod, |seen| octets_of(seen).len() >= 7);
+        assert_eq!(octets_of(&seen), b"abcXdef", "{seen:?}");
+    }
+}
+
+fn octets_of(segments: &[Segment]) -> Vec<u8> {
+    segments.iter().flat_map(|(_, _, payload)| payload.clone()).collect()
 }
 
 /// Workers that serve one pod, whose TUN has a queue for each.
