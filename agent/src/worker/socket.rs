@@ -27,7 +27,6 @@ pub(super) fn connect_tcp(to: SocketAddr, dscp: u8, mark: Option<u32>) -> io::Re
     if dscp != 0 {
         set_traffic_class(&socket, to.is_ipv6(), dscp)?;
     }
-    keep_urgent_in_place(&socket)?;
     match connect(&socket, &to) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
         Err(error) => Err(error.into()),

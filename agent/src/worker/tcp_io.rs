@@ -1,6 +1,6 @@
 //! The upstream sockets of TCP flows.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
@@ -27,9 +27,6 @@ const MAX_SLICES: usize = 16;
 
 /// Reads of one flow before the others have their turn.
 const READS: usize = 4;
-
-/// What is worth knowing of a flow's socket.
-const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Interest::PRIORITY);
 
 #[derive(Debug)]
 enum Stage {
@@ -155,7 +152,7 @@ impl Pod {
         }
         let token = pack(self.index, Source::Tcp(flow.slot), flow.into());
         let socket = connect_tcp(target.dial, target.dscp, env.mark)
-            .and_then(|fd| register(env.registry, &fd, token, INTEREST).map(|()| fd));
+            .and_then(|fd| watch(env, &fd, token).map(|()| fd));
         match socket {
             Ok(fd) => {
                 let connecting = Stage::Connecting(fd, Box::new(target.dial));
@@ -178,13 +175,8 @@ impl Pod {
             return;
         };
         let token = pack(index, Source::Tcp(flow.slot), flow.into());
-        let result = result.and_then(|fd| {
-            keep_urgent_in_place(&fd)
-                .map_err(Into::into)
-                .and_then(|()| register(env.registry, &fd, token, INTEREST))
-                .map(|()| fd)
-                .map_err(|_| DialFailure::Failed.into())
-        });
+        let result =
+            result.and_then(|fd| watch(env, &fd, token).map(|()| fd).map_err(|_| DialFailure::Failed.into()));
         match result {
             Ok(fd) => {
                 socket.stage = Stage::Connected(fd);
@@ -401,4 +393,10 @@ impl Pod {
     pub(super) fn take_flow(&mut self, flow: FlowId) -> Option<FlowSocket> {
         self.flows.get_mut(flow.slot as usize)?.take_if(|socket| socket.id == flow)
     }
+}
+
+/// Has a flow's socket tell of itself, and keep in the stream what its peer marks urgent.
+fn watch(env: &Env<'_>, fd: &OwnedFd, token: mio::Token) -> io::Result<()> {
+    keep_urgent_in_place(fd)?;
+    register(env.registry, fd, token, Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY)
 }

@@ -260,6 +260,7 @@ fn a_pod_that_goes_leaves_in_turns() {
 /// A TCP segment for the pod: flags, sequence number and payload.
 type Segment = (u8, u32, Vec<u8>);
 
+/// The next segment that waits.
 fn next_segment(wire: &OwnedFd) -> Option<Segment> {
     let mut packet = vec![0; 70_000];
     let len = read(wire, &mut packet).ok()?;

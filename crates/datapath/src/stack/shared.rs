@@ -191,16 +191,23 @@ impl Shared {
     }
 
     /// Whether a flow that came to nothing is to be recorded; else it is counted.
-    /// Whether the rate of records of what failed at once has room for another.
-    pub(crate) fn admit_refusal(
+    fn admit_refusal(&mut self, now: Instant, protocol: Protocol, destination: SocketAddr) -> bool {
+        let admitted = self.common.wide().refusals.admit(now, protocol, destination);
+        self.counters.refusals_unrecorded += u64::from(!admitted);
+        admitted
+    }
+
+    /// Whether a flow that ended so is to be recorded. What fails for want of something may come once for each packet, as
+    /// refusals do.
+    pub(crate) fn admit_end(
         &mut self,
         now: Instant,
         protocol: Protocol,
         destination: SocketAddr,
+        close: CloseReason,
     ) -> bool {
-        let admitted = self.common.wide().refusals.admit(now, protocol, destination);
-        self.counters.refusals_unrecorded += u64::from(!admitted);
-        admitted
+        let wanting = matches!(close, CloseReason::Limit | CloseReason::UpstreamUnsupported);
+        !wanting || self.admit_refusal(now, protocol, destination)
     }
 
     /// Records a flow that policy refused at its start, within the rate.
@@ -248,9 +255,7 @@ impl Shared {
         usage: &Usage,
         close: CloseReason,
     ) {
-        // These two come once for each packet, as refusals do.
-        let refused = matches!(close, CloseReason::Limit | CloseReason::UpstreamUnsupported);
-        if refused && !self.admit_refusal(now, protocol, ends.1) {
+        if !self.admit_end(now, protocol, ends.1, close) {
             return;
         }
         let dialed = self.dialed(permit, ends.1);

@@ -327,10 +327,8 @@ impl Tcp {
             sh.actions.pop_back();
         }
         sh.actions.push_back(Action::Close { flow: id, abort: leave == Leave::Abort });
-        // A connection that did not come about for want of something fails as often as the pod sends: once for each packet.
-        let wanting = matches!(reason, CloseReason::Limit | CloseReason::UpstreamUnsupported)
-            && matches!(slot.body, Body::Held(_));
-        if !wanting || sh.admit_refusal(cx.now, Protocol::Tcp, slot.ends.remote()) {
+        let came_about = matches!(slot.body, Body::Open(_));
+        if came_about || sh.admit_end(cx.now, Protocol::Tcp, slot.ends.remote(), reason) {
             sh.record(slot.meta.into_record(cx.now, slot.ends, reason));
         }
     }
