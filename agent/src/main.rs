@@ -16,7 +16,10 @@ fn main() -> ExitCode {
     let cli = parse();
     let no_color = cli.no_color;
     let (result, failed) = match cli.command {
-        Command::Serve(args) => (serve::run(&args, no_color), 1),
+        Command::Serve(args) => {
+            serve::restart_with_small_caches();
+            (serve::run(&args, no_color), 1)
+        }
         Command::Exec(args) => (exec::run(&args, no_color), exec::FAILED),
         Command::Tun(args) => (tun::run(&args, no_color), 1),
         Command::Explain(args) => {

@@ -1,5 +1,7 @@
 //! Gives the node's memory back after a peak.
 
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
 use tunproxy_linux_net::memory;
@@ -12,6 +14,26 @@ const SPARE: usize = 2 << 20;
 
 /// What comes and goes in an agent that does nothing.
 const TRIFLE: usize = 64 << 10;
+
+/// Where glibc's allocator reads its settings, once, before `main`; for this one it has no call.
+const TUNABLES: &str = "GLIBC_TUNABLES";
+
+/// Freed blocks of one size that a thread keeps for itself; glibc's own number is 7. They count as in use, and each of
+/// them, wherever the load left it, keeps a page: with 7, four threads hold up to 7 MiB of a memory at rest of 1 MiB.
+const CACHE: &str = "glibc.malloc.tcache_count=1";
+
+/// Begins this program anew with an allocator that can give back what is free, unless the environment has settings of
+/// its own for it. Comes back when it is so already, or cannot be: the program runs as well, with some MiB more.
+pub fn restart_with_small_caches() {
+    if !cfg!(target_env = "gnu") || std::env::var_os(TUNABLES).is_some() {
+        return;
+    }
+    let mut arguments = std::env::args_os();
+    let (Ok(program), Some(name)) = (std::env::current_exe(), arguments.next()) else { return };
+    let error = Command::new(program).arg0(name).args(arguments).env(TUNABLES, CACHE).exec();
+    // Nothing is set up yet that a log line could go to.
+    eprintln!("the allocator keeps its own settings: {error}");
+}
 
 /// Looks for ever.
 pub(super) async fn give_back() {

@@ -31,6 +31,7 @@ use crate::logging;
 use crate::policies::{DocumentWatch, Policies, Reload, Trigger, follow};
 use crate::upstream::Upstreams;
 use crate::worker::{Dialer, FlowSink, MAX_SHARDS, Workers, WorkersConfig, raise_descriptor_limit};
+pub use memory::restart_with_small_caches;
 use pods::{PodSettings, Pods};
 use readiness::ServiceManager;
 use store::Store;
