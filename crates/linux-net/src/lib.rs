@@ -9,11 +9,13 @@
 //! - [`nft`]: nftables, whole tables as values.
 //! - [`tun`]: make, reopen and adopt TUN devices with segmentation offload.
 //! - [`steering`]: the pod side: into the TUN and not around it.
+//! - [`gate`]: the host side: what may come from a pod.
 //! - [`host_tun`]: a TUN for this namespace, with routes and rules and their complete removal.
 //! - [`sandbox`]: a fresh namespace for one command.
 //! - [`memory`]: what the process holds, and giving back what it no longer uses.
 
 pub mod error_queue;
+pub mod gate;
 pub mod host_tun;
 mod lock;
 pub mod memory;

@@ -4,6 +4,7 @@ mod address;
 mod driver;
 mod error;
 mod link;
+mod namespace;
 mod removal;
 mod route;
 mod rule;

@@ -31,7 +31,7 @@ use crate::netns::{NetNs, NetNsError};
 pub use change::Change;
 pub use error::NftError;
 pub use expression::{Expression, Reject, Verdict};
-pub use field::{Base, Ct, Field, KeyType, Meta, Payload, ct_state};
+pub use field::{Base, Ct, Field, KeyType, Meta, Payload, ct_state, ct_status};
 pub use read::Found;
 pub use rule::Rule;
 pub use table::{Chain, Family, Hook, HookPoint, Networks, Set, SetContent, Table};

@@ -24,6 +24,12 @@ pub struct Link {
     pub kind: Option<String>,
     /// Present when the device is a TUN or TAP.
     pub tun: Option<TunInfo>,
+    pub hardware_address: Option<[u8; 6]>,
+    /// Index of the other end of a veth pair, or of the device that this one stands on; in which namespace says
+    /// [`Self::peer_namespace`].
+    pub peer: Option<u32>,
+    /// That namespace, by this namespace's number for it ([`Netlink::number_of`]). Absent: this namespace itself.
+    pub peer_namespace: Option<i32>,
 }
 
 /// What the kernel tells of a TUN or TAP device.
@@ -54,6 +60,16 @@ impl Netlink {
     pub fn link(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
         let answers = self.handle.link().get().match_name(name).execute();
         match self.perform(first(answers), || format!("look up link {name}")) {
+            Ok(answer) => Ok(answer.map(to_link)),
+            Err(error) if error.is(&[libc::ENODEV]) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `None` when there is no such link.
+    pub fn link_at(&mut self, index: u32) -> Result<Option<Link>, NetlinkError> {
+        let answers = self.handle.link().get().match_index(index).execute();
+        match self.perform(first(answers), || format!("look up link #{index}")) {
             Ok(answer) => Ok(answer.map(to_link)),
             Err(error) if error.is(&[libc::ENODEV]) => Ok(None),
             Err(error) => Err(error),
@@ -128,6 +144,9 @@ fn to_link(message: LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Group(group) => link.group = group,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::Address(octets) => link.hardware_address = octets.try_into().ok(),
+            LinkAttribute::Link(index) => link.peer = Some(index),
+            LinkAttribute::LinkNetNsId(number) => link.peer_namespace = Some(number),
             LinkAttribute::LinkInfo(infos) => read_info(infos, &mut link),
             _ => {}
         }

@@ -6,7 +6,7 @@ use super::attribute::Writer;
 use super::expression::SetIds;
 use super::field::address;
 use super::rule::Rule;
-use super::table::{Chain, Family, Hook, OWNED, Set, SetContent, Side, Step, Table};
+use super::table::{COLLECTION, Chain, Family, Hook, OWNED, Set, SetContent, Side, Step, Table};
 use super::uapi::*;
 use super::userdata;
 use super::wire::{ATTRIBUTES, Header, message};
@@ -140,8 +140,11 @@ impl Parts {
             writer.u32(NFTA_SET_KEY_LEN, length);
             writer.u32(NFTA_SET_ID, id);
             if let SetContent::Flows { size, timeout, .. } = set.content {
-                writer.nest(NFTA_SET_DESC, |description| description.u32(NFTA_SET_DESC_SIZE, size));
+                if size != SetContent::OPEN_SIZE {
+                    writer.nest(NFTA_SET_DESC, |description| description.u32(NFTA_SET_DESC_SIZE, size));
+                }
                 writer.u64(NFTA_SET_TIMEOUT, timeout.as_millis() as u64);
+                writer.u32(NFTA_SET_GC_INTERVAL, COLLECTION.as_millis() as u32);
             }
             writer.bytes(NFTA_SET_USERDATA, &userdata::byte_order(&key));
         });

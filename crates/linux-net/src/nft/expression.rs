@@ -32,11 +32,13 @@ pub enum Expression {
         register: u32,
         present: bool,
     },
-    /// Puts what stands in the registers into a set, or renews it there. Where the set is full the rule ends.
-    Update {
+    /// Puts what stands in the registers into a set. Where the set is full the rule ends.
+    Put {
         set: String,
         register: u32,
         timeout: Duration,
+        /// What is there already begins this time anew; else it keeps its own.
+        renew: bool,
     },
     /// Writes a register to the packet's mark.
     SetMark {
@@ -91,7 +93,7 @@ impl Expression {
             Self::Mask { .. } => "bitwise",
             Self::Compare { .. } => "cmp",
             Self::Lookup { .. } => "lookup",
-            Self::Update { .. } => "dynset",
+            Self::Put { .. } => "dynset",
             Self::Immediate { .. } | Self::Verdict(_) => "immediate",
             Self::Counter => "counter",
             Self::Reject(_) => "reject",
@@ -129,9 +131,10 @@ impl Expression {
                     writer.u32(NFTA_LOOKUP_FLAGS, NFT_LOOKUP_F_INV);
                 }
             }
-            Self::Update { set, register, timeout } => {
+            Self::Put { set, register, timeout, renew } => {
                 writer.u32(NFTA_DYNSET_SREG_KEY, *register);
-                writer.u32(NFTA_DYNSET_OP, NFT_DYNSET_OP_UPDATE);
+                let operation = if *renew { NFT_DYNSET_OP_UPDATE } else { NFT_DYNSET_OP_ADD };
+                writer.u32(NFTA_DYNSET_OP, operation);
                 writer.u64(NFTA_DYNSET_TIMEOUT, timeout.as_millis() as u64);
                 writer.text(NFTA_DYNSET_SET_NAME, set);
                 if let Some(id) = sets.id(set) {
@@ -198,9 +201,11 @@ impl Expression {
                 register: data.get(NFTA_LOOKUP_SREG)?.u32()?,
                 present: data.find(NFTA_LOOKUP_FLAGS)?.map_or(Ok(0), Attribute::u32)? & NFT_LOOKUP_F_INV == 0,
             }),
-            "dynset" => Ok(Self::Update {
-                set: match data.get(NFTA_DYNSET_OP)?.u32()? {
-                    NFT_DYNSET_OP_UPDATE => data.get(NFTA_DYNSET_SET_NAME)?.text()?.to_owned(),
+            "dynset" => Ok(Self::Put {
+                set: data.get(NFTA_DYNSET_SET_NAME)?.text()?.to_owned(),
+                renew: match data.get(NFTA_DYNSET_OP)?.u32()? {
+                    NFT_DYNSET_OP_UPDATE => true,
+                    NFT_DYNSET_OP_ADD => false,
                     _ => return Err(Malformed("a change of a set of unknown kind")),
                 },
                 register: data.get(NFTA_DYNSET_SREG_KEY)?.u32()?,
@@ -239,6 +244,9 @@ fn write_load(field: Field, register: u32, writer: &mut Writer) {
         Field::Ct(ct) => {
             writer.u32(NFTA_CT_KEY, ct.code());
             writer.u32(NFTA_CT_DREG, register);
+            if let Some(direction) = ct.direction() {
+                writer.bytes(NFTA_CT_DIRECTION, &[direction]);
+            }
         }
     }
 }
@@ -254,6 +262,9 @@ fn read_meta(data: Attributes<'_>) -> Result<Expression, Malformed> {
 
 fn read_ct(data: Attributes<'_>) -> Result<Expression, Malformed> {
     let key = Ct::from_code(data.get(NFTA_CT_KEY)?.u32()?)?;
+    if data.find(NFTA_CT_DIRECTION)?.map(Attribute::u8).transpose()? != key.direction() {
+        return Err(Malformed("a property of connections of unknown kind"));
+    }
     match data.find(NFTA_CT_SREG)? {
         Some(register) if key == Ct::Mark => Ok(Expression::SetCtMark { register: register.u32()? }),
         Some(_) => Err(Malformed("a change of the connection of unknown kind")),
@@ -330,4 +341,5 @@ macro_rules! codes {
 codes!(Base, "a header of unknown kind": Link = 0, Network = 1, Transport = 2);
 codes!(Meta, "a property of packets of unknown kind":
     Protocol = 1, Mark = 3, InputName = 6, OutputName = 7, NetworkProtocol = 15, TransportProtocol = 16);
-codes!(Ct, "a property of connections of unknown kind": State = 0, Direction = 1, Mark = 3);
+codes!(Ct, "a property of connections of unknown kind": 
+    State = 0, Direction = 1, Status = 2, Mark = 3, OriginalIpv4Destination = 20, OriginalIpv6Destination = 22);

@@ -49,7 +49,11 @@ pub enum Ct {
     State,
     /// 0 original, 1 reply.
     Direction,
+    Status,
     Mark,
+    /// Where its first packet was sent to, before any translation.
+    OriginalIpv4Destination,
+    OriginalIpv6Destination,
 }
 
 /// How a field's octets stand in a register.
@@ -68,6 +72,22 @@ pub mod ct_state {
     pub const UNTRACKED: u32 = 64;
 }
 
+/// Properties of a connection, as bits of [`Ct::Status`] (`enum ip_conntrack_status`).
+pub mod ct_status {
+    /// Its destination is translated.
+    pub const DESTINATION_NAT: u32 = 1 << 5;
+}
+
+impl Ct {
+    /// `NFTA_CT_DIRECTION`, for what a connection has once for each direction.
+    pub(super) const fn direction(self) -> Option<u8> {
+        match self {
+            Self::OriginalIpv4Destination | Self::OriginalIpv6Destination => Some(0),
+            Self::State | Self::Direction | Self::Status | Self::Mark => None,
+        }
+    }
+}
+
 impl Field {
     pub const PROTOCOL: Self = Self::Meta(Meta::Protocol);
     pub const MARK: Self = Self::Meta(Meta::Mark);
@@ -77,11 +97,18 @@ impl Field {
     pub const TRANSPORT_PROTOCOL: Self = Self::Meta(Meta::TransportProtocol);
     pub const CT_STATE: Self = Self::Ct(Ct::State);
     pub const CT_DIRECTION: Self = Self::Ct(Ct::Direction);
+    pub const CT_STATUS: Self = Self::Ct(Ct::Status);
     pub const CT_MARK: Self = Self::Ct(Ct::Mark);
+    pub const CT_ORIGINAL_IPV4_DESTINATION: Self = Self::Ct(Ct::OriginalIpv4Destination);
+    pub const CT_ORIGINAL_IPV6_DESTINATION: Self = Self::Ct(Ct::OriginalIpv6Destination);
 
-    /// RFC 826, for Ethernet and IPv4.
+    /// RFC 826: types and lengths of the addresses, 0x0001_0800_0604 for Ethernet and IPv4.
+    pub const ARP_START: Self = Self::payload(Base::Network, 0, 6);
     pub const ARP_SENDER: Self = Self::payload(Base::Network, 14, 4);
-    /// RFC 791: flags and offset.
+    /// RFC 791: version and header length, 0x45 without options.
+    pub const IPV4_START: Self = Self::payload(Base::Network, 0, 1);
+    pub const IPV4_IDENTIFICATION: Self = Self::payload(Base::Network, 4, 2);
+    /// Flags and offset.
     pub const IPV4_FRAGMENT: Self = Self::payload(Base::Network, 6, 2);
     pub const IPV4_PROTOCOL: Self = Self::payload(Base::Network, 9, 1);
     pub const IPV4_SOURCE: Self = Self::payload(Base::Network, 12, 4);
@@ -91,6 +118,12 @@ impl Field {
     pub const IPV6_HOP_LIMIT: Self = Self::payload(Base::Network, 7, 1);
     pub const IPV6_SOURCE: Self = Self::payload(Base::Network, 8, 16);
     pub const IPV6_DESTINATION: Self = Self::payload(Base::Network, 24, 16);
+    /// Of a fragment header that comes first: offset and flag.
+    pub const IPV6_FRAGMENT: Self = Self::payload(Base::Network, 42, 2);
+    pub const IPV6_FRAGMENT_PROTOCOL: Self = Self::payload(Base::Network, 40, 1);
+    /// The two halves of its identification.
+    pub const IPV6_IDENTIFICATION: [Self; 2] =
+        [Self::payload(Base::Network, 44, 2), Self::payload(Base::Network, 46, 2)];
     /// Of TCP and UDP.
     pub const SOURCE_PORT: Self = Self::payload(Base::Transport, 0, 2);
     pub const DESTINATION_PORT: Self = Self::payload(Base::Transport, 2, 2);
@@ -98,6 +131,16 @@ impl Field {
     /// Of both ICMPs.
     pub const ICMP_TYPE: Self = Self::payload(Base::Transport, 0, 1);
     pub const ICMP_IDENTIFIER: Self = Self::payload(Base::Transport, 4, 2);
+    /// RFC 4861: what is asked for or told of.
+    pub const ND_TARGET: Self = Self::payload(Base::Transport, 8, 16);
+    /// Of the packet in an error, which has no options: its start, protocol and ports.
+    pub const QUOTED_IPV4_START: Self = Self::payload(Base::Transport, 8, 1);
+    pub const QUOTED_IPV4_PROTOCOL: Self = Self::payload(Base::Transport, 17, 1);
+    pub const QUOTED_IPV4_PORTS: [Self; 2] =
+        [Self::payload(Base::Transport, 28, 2), Self::payload(Base::Transport, 30, 2)];
+    pub const QUOTED_IPV6_NEXT_HEADER: Self = Self::payload(Base::Transport, 14, 1);
+    pub const QUOTED_IPV6_PORTS: [Self; 2] =
+        [Self::payload(Base::Transport, 48, 2), Self::payload(Base::Transport, 50, 2)];
 
     pub const fn payload(base: Base, offset: u32, length: u32) -> Self {
         Self::Payload(Payload { base, offset, length })
@@ -110,7 +153,9 @@ impl Field {
             Self::Meta(Meta::Protocol) => 2,
             Self::Meta(Meta::NetworkProtocol | Meta::TransportProtocol) | Self::Ct(Ct::Direction) => 1,
             Self::Meta(Meta::InputName | Meta::OutputName) => libc::IFNAMSIZ as u32,
-            Self::Meta(Meta::Mark) | Self::Ct(Ct::State | Ct::Mark) => 4,
+            Self::Meta(Meta::Mark)
+            | Self::Ct(Ct::State | Ct::Status | Ct::Mark | Ct::OriginalIpv4Destination) => 4,
+            Self::Ct(Ct::OriginalIpv6Destination) => 16,
         }
     }
 
@@ -135,7 +180,9 @@ impl Field {
 
     const fn order(self) -> Order {
         match self {
-            Self::Payload(_) | Self::Meta(Meta::Protocol) => Order::Network,
+            Self::Payload(_)
+            | Self::Meta(Meta::Protocol)
+            | Self::Ct(Ct::OriginalIpv4Destination | Ct::OriginalIpv6Destination) => Order::Network,
             Self::Meta(_) | Self::Ct(_) => Order::Host,
         }
     }

@@ -11,7 +11,7 @@ use super::expression::Expression;
 use super::field::KeyType;
 use super::rule::Rule;
 use super::table::{
-    Chain, FLOWS, Family, Hook, HookPoint, Networks, OWNED, Set, SetContent, Side, Step, Table,
+    COLLECTION, Chain, FLOWS, Family, Hook, HookPoint, Networks, OWNED, Set, SetContent, Side, Step, Table,
 };
 use super::uapi::*;
 use super::userdata::read_comment;
@@ -239,7 +239,7 @@ fn read_set(set: Attributes<'_>) -> Result<Set, Malformed> {
     let content = match (flags, v6) {
         (NFT_SET_INTERVAL, Some(v6)) => SetContent::Networks(Networks::new(v6, &[])),
         (0, Some(v6)) => SetContent::Addresses { v6, addresses: Vec::new() },
-        (FLOWS, _) => SetContent::Flows {
+        (FLOWS, _) if collects(set)? => SetContent::Flows {
             size: set.get(NFTA_SET_DESC)?.nested().get(NFTA_SET_DESC_SIZE)?.u32()?,
             timeout: Duration::from_millis(set.get(NFTA_SET_TIMEOUT)?.u64()?),
             key,
@@ -247,6 +247,12 @@ fn read_set(set: Attributes<'_>) -> Result<Set, Malformed> {
         _ => return Err(STRANGE),
     };
     Ok(Set { name, content })
+}
+
+/// Its expired elements are looked for as often as those of the sets that are made here.
+fn collects(set: Attributes<'_>) -> Result<bool, Malformed> {
+    let interval = set.find(NFTA_SET_GC_INTERVAL)?.map_or(Ok(0), Attribute::u32)?;
+    Ok(u128::from(interval) == COLLECTION.as_millis())
 }
 
 /// Six bits a part, the last one lowest.

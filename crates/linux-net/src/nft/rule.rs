@@ -110,10 +110,13 @@ impl Rule {
 
     /// Puts the fields, taken together, into the set for this long, or renews them there; a set that is full ends the
     /// rule here.
-    pub fn update(mut self, fields: &[Field], set: &str, timeout: Duration) -> Self {
-        self.load_all(fields);
-        self.expressions.push(Expression::Update { set: set.to_owned(), register: NFT_REG_1, timeout });
-        self
+    pub fn update(self, fields: &[Field], set: &str, timeout: Duration) -> Self {
+        self.put(fields, set, timeout, true)
+    }
+
+    /// The same, but what is there already keeps its time.
+    pub fn add(self, fields: &[Field], set: &str, timeout: Duration) -> Self {
+        self.put(fields, set, timeout, false)
     }
 
     /// The packet's mark becomes this.
@@ -155,6 +158,11 @@ impl Rule {
         self.verdict(Verdict::Drop)
     }
 
+    /// Goes on in another chain of the table, at whose end the packet is where it would be at the end of this one.
+    pub fn goto(self, chain: &str) -> Self {
+        self.verdict(Verdict::Goto(chain.to_owned()))
+    }
+
     pub fn reject(mut self, reject: Reject) -> Self {
         self.expressions.push(Expression::Reject(reject));
         self
@@ -169,6 +177,12 @@ impl Rule {
     fn lookup(mut self, fields: &[Field], set: &str, present: bool) -> Self {
         self.load_all(fields);
         self.expressions.push(Expression::Lookup { set: set.to_owned(), register: NFT_REG_1, present });
+        self
+    }
+
+    fn put(mut self, fields: &[Field], set: &str, timeout: Duration, renew: bool) -> Self {
+        self.load_all(fields);
+        self.expressions.push(Expression::Put { set: set.to_owned(), register: NFT_REG_1, timeout, renew });
         self
     }
 

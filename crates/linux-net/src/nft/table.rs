@@ -15,6 +15,10 @@ pub(super) const OWNED: u32 = NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST;
 /// `NFTA_SET_FLAGS` of [`SetContent::Flows`].
 pub(super) const FLOWS: u32 = NFT_SET_TIMEOUT | NFT_SET_EVAL;
 
+/// Between two looks for elements of [`SetContent::Flows`] whose time is over. They are out of the set by then, but count
+/// for its size. The kernel's own second would have it look at each set of each pod that often.
+pub(super) const COLLECTION: Duration = Duration::from_secs(10);
+
 /// What kind of packets a table sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
@@ -87,11 +91,17 @@ pub enum SetContent {
     /// Rules put elements in; each goes when its time is over. What is in it is not part of this value.
     Flows {
         key: Vec<KeyType>,
-        /// Elements at most.
+        /// Elements at most. The kernel reserves a table for as many at once, 16 to 32 octets each; but for
+        /// [`Self::OPEN_SIZE`] it has one that grows.
         size: u32,
         /// For elements that a rule puts in without a time of their own.
         timeout: Duration,
     },
+}
+
+impl SetContent {
+    /// The kernel's own bound, where a set names none (`nft_dynset_init`).
+    pub const OPEN_SIZE: u32 = 65_535;
 }
 
 /// Networks of one family, merged and sorted.

@@ -76,6 +76,8 @@ table inet t {
         type filter hook forward priority -5; policy accept;
         meta nfproto ipv4 ip saddr @pods4 ip daddr != @nets4 ct direction != reply counter drop comment "to the world"
         meta nfproto ipv6 ip6 saddr @pods6 ip6 daddr != @nets6 ct direction original drop
+        ct status dnat ct original ip daddr 10.96.0.1 accept
+        ct original ip6 daddr fd00::1 accept
     }
     chain at_out {
         type filter hook output priority 10; policy drop;
@@ -130,6 +132,11 @@ fn everything_inet() -> Table {
             .not_in_set(&[Field::IPV6_DESTINATION], "nets6")
             .is(Field::CT_DIRECTION, 0)
             .drop(),
+        Rule::new()
+            .any_of(Field::CT_STATUS, ct_status::DESTINATION_NAT.into())
+            .is_address(Field::CT_ORIGINAL_IPV4_DESTINATION, "10.96.0.1".parse().unwrap())
+            .accept(),
+        Rule::new().is_address(Field::CT_ORIGINAL_IPV6_DESTINATION, "fd00::1".parse().unwrap()).accept(),
     ];
     let out = vec![
         Rule::new().is_not_name(Field::OUTPUT_NAME, "eth0").accept(),
@@ -162,16 +169,18 @@ table netdev t {
     set flows4 {
         type ipv4_addr . inet_proto . inet_service . inet_service
         flags dynamic,timeout
-        size 65535
+        size 8192
         timeout 2m
+        gc-interval 10s
     }
     set flows6 {
         type ipv6_addr . inet_proto . inet_service . inet_service
         flags dynamic,timeout
         size 4096
         timeout 30s
+        gc-interval 10s
     }
-    set remotes4 { type ipv4_addr; flags dynamic,timeout; size 1024; timeout 1m; }
+    set remotes4 { type ipv4_addr; flags dynamic,timeout; size 1024; timeout 1m; gc-interval 10s; }
     chain to_pod {
         type filter hook egress device "lo" priority 0; policy accept;
         ip saddr 10.0.0.0/8 accept
@@ -180,6 +189,7 @@ table netdev t {
         meta protocol ip update @flows4 { ip saddr . meta l4proto . th sport . th dport timeout 30s }
         meta protocol ip6 update @flows6 { ip6 saddr . meta l4proto . th sport . th dport timeout 1h }
         meta protocol ip update @remotes4 { ip saddr timeout 10s }
+        meta protocol ip add @remotes4 { ip saddr timeout 20s }
     }
     chain from_pod {
         type filter hook ingress device "lo" priority -500; policy drop;
@@ -204,7 +214,7 @@ fn everything_netdev() -> Table {
         |address| [address, Field::TRANSPORT_PROTOCOL, Field::DESTINATION_PORT, Field::SOURCE_PORT];
     let flow6 = [&[KeyType::Ipv6Address], &FLOW[1..]].concat();
     let sets = vec![
-        Set::flows("flows4", &FLOW, 65_535, Duration::from_mins(2)),
+        Set::flows("flows4", &FLOW, 8_192, Duration::from_mins(2)),
         Set::flows("flows6", &flow6, 4_096, Duration::from_secs(30)),
         Set::flows("remotes4", &[KeyType::Ipv4Address], 1_024, Duration::from_mins(1)),
     ];
@@ -215,6 +225,7 @@ fn everything_netdev() -> Table {
         ip().update(&sent(Field::IPV4_SOURCE), "flows4", Duration::from_secs(30)),
         ip6().update(&sent(Field::IPV6_SOURCE), "flows6", Duration::from_hours(1)),
         ip().update(&[Field::IPV4_SOURCE], "remotes4", Duration::from_secs(10)),
+        ip().add(&[Field::IPV4_SOURCE], "remotes4", Duration::from_secs(20)),
     ];
     let from_pod = vec![
         ip().is_not_address(Field::IPV4_SOURCE, "10.1.2.3".parse().unwrap()).drop(),

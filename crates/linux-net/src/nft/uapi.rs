@@ -45,6 +45,7 @@ pub const NFTA_SET_KEY_LEN: u16 = 5;
 pub const NFTA_SET_DESC: u16 = 9;
 pub const NFTA_SET_ID: u16 = 10;
 pub const NFTA_SET_TIMEOUT: u16 = 11;
+pub const NFTA_SET_GC_INTERVAL: u16 = 12;
 pub const NFTA_SET_USERDATA: u16 = 13;
 pub const NFTA_SET_DESC_SIZE: u16 = 1;
 pub const NFT_SET_INTERVAL: u32 = 0x4;
@@ -95,6 +96,7 @@ pub const NFTA_META_SREG: u16 = 3;
 
 pub const NFTA_CT_DREG: u16 = 1;
 pub const NFTA_CT_KEY: u16 = 2;
+pub const NFTA_CT_DIRECTION: u16 = 3;
 pub const NFTA_CT_SREG: u16 = 4;
 
 pub const NFTA_CMP_SREG: u16 = 1;
@@ -122,6 +124,7 @@ pub const NFTA_DYNSET_SET_ID: u16 = 2;
 pub const NFTA_DYNSET_OP: u16 = 3;
 pub const NFTA_DYNSET_SREG_KEY: u16 = 4;
 pub const NFTA_DYNSET_TIMEOUT: u16 = 6;
+pub const NFT_DYNSET_OP_ADD: u32 = 0;
 pub const NFT_DYNSET_OP_UPDATE: u32 = 1;
 
 pub const NFTA_IMMEDIATE_DREG: u16 = 1;

@@ -51,6 +51,35 @@ fn a_table_is_what_nft_would_have_made_and_reads_back() {
     }
 }
 
+/// nft itself always names a size.
+#[test]
+fn a_set_without_a_size_has_the_kernels_bound_and_a_table_that_grows() {
+    if !is_root() {
+        return;
+    }
+    let (namespace, mut handle) = fresh();
+    let open = SetContent::OPEN_SIZE;
+    let sets = vec![Set::flows("flows", &[KeyType::Ipv4Address], open, Duration::from_mins(1))];
+    let put = Rule::new().is(Field::PROTOCOL, libc::ETH_P_IP as u64);
+    let put = put.update(&[Field::IPV4_SOURCE], "flows", Duration::from_secs(9));
+    let chains = vec![chain("c", HookPoint::Egress("lo".into()), 0, false, vec![put])];
+    let wanted = table(Family::Netdev, sets, chains);
+    handle.apply(&[Change::Replace(&wanted)]).unwrap();
+    assert_eq!(handle.table(Family::Netdev, "t").unwrap(), Found::Table(wanted));
+    let document = listed(&namespace);
+    let sets: Vec<_> = document["nftables"].as_array().unwrap().iter().filter_map(|o| o.get("set")).collect();
+    assert_eq!((sets[0]["size"].as_u64(), sets[0]["gc-interval"].as_u64()), (Some(65_535), Some(10)));
+    // What a rule puts in is there.
+    ip(&namespace, "addr add 192.0.2.1/32 dev lo");
+    let sent = namespace.run(|| {
+        let socket = std::net::UdpSocket::bind("192.0.2.1:0")?;
+        socket.send_to(b"?", "192.0.2.1:9")
+    });
+    assert_eq!(sent.unwrap().unwrap(), 1);
+    let elements = nft(&namespace, &["list", "set", "netdev", "t", "flows"], "");
+    assert!(elements.contains("192.0.2.1 timeout 9s"), "{elements}");
+}
+
 #[test]
 fn a_refusal_names_rule_and_expression_and_leaves_nothing() {
     if !is_root() {

@@ -55,10 +55,8 @@ fn expression() -> impl Strategy<Value = Expression> {
             register,
             present
         }),
-        (name(), register(), time).prop_map(|(set, register, timeout)| Expression::Update {
-            set,
-            register,
-            timeout
+        (name(), register(), time, any::<bool>()).prop_map(|(set, register, timeout, renew)| {
+            Expression::Put { set, register, timeout, renew }
         }),
         register().prop_map(|register| Expression::SetMark { register }),
         register().prop_map(|register| Expression::SetCtMark { register }),
