@@ -65,9 +65,9 @@ fn forwarded(layer: Layer, cluster: &[IpNet], services: &[IpNet], nodes: &[IpNet
     let mut rules: Vec<_> = layer.networks(cluster).map(|network| to(network).accept()).collect();
     rules.push(Rule::new().is(Field::CT_DIRECTION, REPLY).accept());
     for node in layer.networks(nodes) {
-        rules.extend(layer.networks(services).map(|service| {
-            through_service(to(node), layer, service).accept()
-        }));
+        rules.extend(
+            layer.networks(services).map(|service| through_service(to(node), layer, service).accept()),
+        );
     }
     rules.push(Rule::new().goto(REFUSED));
     rules
@@ -80,7 +80,9 @@ fn taken(layer: Layer, cluster: &[IpNet], services: &[IpNet]) -> Vec<Rule> {
         Rule::new().is(Field::CT_DIRECTION, REPLY).accept(),
         Rule::new().is(Field::TRANSPORT_PROTOCOL, layer.icmp()).accept(),
     ];
-    rules.extend(layer.networks(services).map(|service| through_service(Rule::new(), layer, service).accept()));
+    rules.extend(
+        layer.networks(services).map(|service| through_service(Rule::new(), layer, service).accept()),
+    );
     rules.extend(layer.networks(cluster).map(|network| {
         Rule::new().is(Field::TRANSPORT_PROTOCOL, TCP).in_network(layer.destination(), network).accept()
     }));

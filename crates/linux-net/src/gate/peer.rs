@@ -73,9 +73,14 @@ pub fn find_peer(pod: &NetNs, ifname: &str) -> Result<Peer, PeerError> {
 
 /// The address that an interface gives itself from its hardware address (RFC 4291, appendix A), unless it is told
 /// otherwise. It may still be missing when the pod is added.
-fn link_local([a, b, c, d, e, f]: [u8; 6]) -> IpAddr {
+fn link_local(hardware: [u8; 6]) -> IpAddr {
     const UNIVERSAL: u8 = 2;
-    IpAddr::from(Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ UNIVERSAL, b, c, 0xff, 0xfe, d, e, f]))
+    let [first, second, third, rest @ ..] = hardware;
+    let mut octets = [0; 16];
+    octets[..2].copy_from_slice(&[0xfe, 0x80]);
+    octets[8..13].copy_from_slice(&[first ^ UNIVERSAL, second, third, 0xff, 0xfe]);
+    octets[13..].copy_from_slice(&rest);
+    Ipv6Addr::from(octets).into()
 }
 
 #[cfg(test)]

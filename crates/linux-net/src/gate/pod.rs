@@ -48,13 +48,13 @@ const INGRESS_PRIORITY: i32 = -500;
 const EGRESS_PRIORITY: i32 = 0;
 
 const SYN: Duration = Duration::from_secs(30);
-const UNANSWERED: Duration = Duration::from_secs(60);
+const UNANSWERED: Duration = Duration::from_mins(1);
 /// Kubernetes' own for tracked connections (`conntrack.tcpEstablishedTimeout` of kube-proxy).
 const ANSWERED: Duration = Duration::from_hours(24);
-const CLOSING: Duration = Duration::from_secs(120);
+const CLOSING: Duration = Duration::from_mins(2);
 /// After a reset by the remote.
 const RESET: Duration = Duration::from_secs(10);
-const DATAGRAMS: Duration = Duration::from_secs(120);
+const DATAGRAMS: Duration = Duration::from_mins(2);
 const ECHO: Duration = Duration::from_secs(30);
 const REASSEMBLY: Duration = Duration::from_secs(30);
 
@@ -86,11 +86,12 @@ impl Gate<'_> {
     pub fn table(&self) -> Table {
         let mut sets = Vec::new();
         let mut chains = vec![
-            self.base(TO_POD, HookPoint::Egress(self.device.to_owned()), EGRESS_PRIORITY, false),
-            self.base(FROM_POD, HookPoint::Ingress(self.device.to_owned()), INGRESS_PRIORITY, true),
+            base(TO_POD, HookPoint::Egress(self.device.to_owned()), EGRESS_PRIORITY, false),
+            base(FROM_POD, HookPoint::Ingress(self.device.to_owned()), INGRESS_PRIORITY, true),
         ];
         for layer in Layer::ALL {
-            let own: Vec<_> = self.own(layer).into_iter().filter(|address| !is_link_local(*address)).collect();
+            let own: Vec<_> =
+                self.own(layer).into_iter().filter(|address| !is_link_local(*address)).collect();
             // Without an address of the family nothing of it passes.
             if own.is_empty() {
                 continue;
@@ -99,8 +100,8 @@ impl Gate<'_> {
             sets.push(layer.address_set("own", &own));
             chains[0].rules.push(of_layer(layer).goto(&layer.named(TO_POD)));
             chains[1].rules.push(of_layer(layer).goto(&layer.named(FROM_POD)));
-            chains.push(chain(layer.named(TO_POD), self.to_pod(layer, &own)));
-            chains.extend(self.from_pod(layer, &own));
+            chains.push(chain(layer.named(TO_POD), self.arriving(layer, &own)));
+            chains.extend(self.leaving(layer, &own));
         }
         if self.own(Layer::V6).iter().any(|address| !is_link_local(*address)) {
             sets.push(Layer::V6.address_set("neighbour", &self.own(Layer::V6)));
@@ -111,10 +112,6 @@ impl Gate<'_> {
         Table { family: Family::Netdev, name: gate_name(self.owner), owned: self.owned, sets, chains }
     }
 
-    fn base(&self, name: &str, point: HookPoint, priority: i32, drop: bool) -> Chain {
-        Chain { name: name.to_owned(), hook: Some(Hook { point, priority, drop }), rules: Vec::new() }
-    }
-
     fn own(&self, layer: Layer) -> Vec<IpAddr> {
         layer.addresses(self.addresses)
     }
@@ -123,15 +120,13 @@ impl Gate<'_> {
     fn arp(&self) -> Vec<Rule> {
         const ETHERNET_AND_IPV4: u64 = 0x0001_0800_0604;
         let arp = || {
-            Rule::new()
-                .is(Field::PROTOCOL, libc::ETH_P_ARP as u64)
-                .is(Field::ARP_START, ETHERNET_AND_IPV4)
+            Rule::new().is(Field::PROTOCOL, libc::ETH_P_ARP as u64).is(Field::ARP_START, ETHERNET_AND_IPV4)
         };
         self.own(Layer::V4).into_iter().map(|own| arp().is_address(Field::ARP_SENDER, own).accept()).collect()
     }
 
     /// Keeps account of who outside speaks to the pod. Everything passes.
-    fn to_pod(&self, layer: Layer, own: &[IpAddr]) -> Vec<Rule> {
+    fn arriving(&self, layer: Layer, own: &[IpAddr]) -> Vec<Rule> {
         let flow = [layer.source(), Field::SOURCE_PORT, Field::DESTINATION_PORT];
         let (new, tcp, udp, pings) =
             (layer.named("new"), layer.named("tcp"), layer.named("udp"), layer.named("pings"));
@@ -164,7 +159,7 @@ impl Gate<'_> {
         rules
     }
 
-    fn from_pod(&self, layer: Layer, own: &[IpAddr]) -> Vec<Chain> {
+    fn leaving(&self, layer: Layer, own: &[IpAddr]) -> Vec<Chain> {
         let spoofed = match own {
             [own] => Rule::new().is_not_address(layer.source(), *own),
             _ => Rule::new().not_in_set(&[layer.source()], &layer.named("own")),
@@ -313,9 +308,8 @@ fn outside(layer: Layer) -> Vec<Rule> {
 fn errors(layer: Layer) -> Vec<Rule> {
     let [remote, local] = layer.quoted_ports();
     let flow = [layer.destination(), remote, local];
-    let about = |protocol, fields: &[Field], set| {
-        layer.quoted(protocol).in_set(fields, &layer.named(set)).accept()
-    };
+    let about =
+        |protocol, fields: &[Field], set| layer.quoted(protocol).in_set(fields, &layer.named(set)).accept();
     vec![
         about(TCP, &flow, "tcp"),
         about(TCP, &flow, "new"),
@@ -341,6 +335,10 @@ fn layer_sets(layer: Layer) -> [Set; 6] {
         set("pings", &pair, FEW, ECHO),
         set("fragments", fragment, FEW, REASSEMBLY),
     ]
+}
+
+fn base(name: &str, point: HookPoint, priority: i32, drop: bool) -> Chain {
+    Chain { name: name.to_owned(), hook: Some(Hook { point, priority, drop }), rules: Vec::new() }
 }
 
 fn of_layer(layer: Layer) -> Rule {

@@ -1,5 +1,7 @@
 //! Gates in front of real pods, with somebody outside as the witness.
 
+mod frames;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
@@ -46,7 +48,13 @@ impl Lab {
         for namespace in [&host, &outside, &pod, &neighbour] {
             ip(namespace, "link set lo up");
         }
-        join(&host, "up0", ["203.0.113.1/24", "2001:db8::1/64"], &outside, ["203.0.113.2/24", "2001:db8::2/64"]);
+        join(
+            &host,
+            "up0",
+            ["203.0.113.1/24", "2001:db8::1/64"],
+            &outside,
+            ["203.0.113.2/24", "2001:db8::2/64"],
+        );
         for (namespace, device, own) in [(&pod, "vethp", POD), (&neighbour, "vethn", NEIGHBOUR)] {
             let [v4, v6] = own;
             join(&host, device, HOST, namespace, own);
@@ -87,12 +95,7 @@ impl Lab {
 
     /// Packets that the gate, or the node's table, refused.
     fn refused(&self, family: &str, table: &str) -> u64 {
-        let words = ["-j", "list", "chain", family, table, REFUSED];
-        let run = || std::process::Command::new("nft").args(words).output();
-        let output = self.host.run(run).unwrap().unwrap();
-        let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        let rules = document["nftables"].as_array().unwrap().iter().filter_map(|object| object.get("rule"));
-        rules.filter_map(|rule| rule["expr"][0]["counter"]["packets"].as_u64()).sum()
+        counted(&self.host, family, table, REFUSED)
     }
 
     fn refused_by_gate(&self) -> u64 {
@@ -100,10 +103,24 @@ impl Lab {
     }
 }
 
+/// Packets that a chain counted.
+fn counted(namespace: &NetNs, family: &str, table: &str, chain: &str) -> u64 {
+    let run =
+        || std::process::Command::new("nft").args(["-j", "list", "chain", family, table, chain]).output();
+    let output = namespace.run(run).unwrap().unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rules = document["nftables"].as_array().unwrap().iter().filter_map(|object| object.get("rule"));
+    let expressions = rules.filter_map(|rule| rule["expr"].as_array()).flatten();
+    expressions.filter_map(|expression| expression["counter"]["packets"].as_u64()).sum()
+}
+
 /// A pair of devices: `device` here, `eth0` there.
 fn join(host: &NetNs, device: &str, here: [&str; 2], there: &NetNs, addresses: [&str; 2]) {
     let fd = there.as_fd().as_raw_fd();
-    ip(host, &format!("link add {device} type veth peer name eth0 netns /proc/{}/fd/{fd}", std::process::id()));
+    ip(
+        host,
+        &format!("link add {device} type veth peer name eth0 netns /proc/{}/fd/{fd}", std::process::id()),
+    );
     for (namespace, name, addresses) in [(host, device, here), (there, "eth0", addresses)] {
         ip(namespace, &format!("link set {name} up"));
         for address in addresses {
@@ -229,7 +246,7 @@ fn a_pod_reaches_the_cluster_and_nobody_outside() {
         from.send_to(b"out", witness.local_addr().unwrap()).unwrap();
         // DNS is the TUN's, also to a pod of the cluster.
         from.send_to(b"name", SocketAddr::new(address(neighbour), 53)).unwrap();
-        arrives(&from, &to, &[1; 60_000]);
+        arrives(&from, &to, &vec![1; 60_000]);
         assert!(is_empty(&witness));
         assert_eq!(lab.refused_by_gate() - before, 2, "{outside}");
         // The node reaches its pod, and the pod answers.
@@ -257,7 +274,7 @@ fn who_speaks_to_a_pod_from_outside_is_answered() {
         arrives(&server, &client, b"answer");
         // In fragments.
         arrives(&client, &server, &[2; 5_000]);
-        arrives(&server, &client, &[3; 30_000]);
+        arrives(&server, &client, &vec![3; 30_000]);
         // To nobody else, and to no other port of the pod's.
         let other = udp(&lab.pod, pod, 0);
         other.send_to(b"out", client.local_addr().unwrap()).unwrap();
@@ -277,4 +294,112 @@ fn who_speaks_to_a_pod_from_outside_is_answered() {
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         }
     }
+}
+
+/// What a pod may send that can write frames itself: each is refused, by the gate, and counted.
+#[test]
+fn frames_of_a_hostile_pod_are_refused() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::gated();
+    let frames = frames::Frames::open(&lab.pod, &lab.host, "vethp");
+    let neighbour = udp(&lab.neighbour, NEIGHBOUR[0], 7_000);
+    for ((what, frame), number) in frames::hostile().into_iter().zip(1..) {
+        let before = lab.refused_by_gate();
+        frames.send(&frame);
+        // One after it that may pass, so that this one has been decided on.
+        frames.send(&frames::to_neighbour());
+        assert_eq!(neighbour.recv(&mut [0; 9]).unwrap(), 4);
+        assert_eq!(frames.passed(), number, "{what} passed");
+        assert!(lab.refused_by_gate() > before, "{what} is not counted");
+    }
+}
+
+/// The gate lets through what goes to the cluster's networks; where that is the node itself, the node's table decides.
+#[test]
+fn the_node_takes_no_tunnel_from_a_pod() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::gated();
+    for (pod, host) in POD.into_iter().zip(HOST) {
+        const VXLAN: u16 = 8_472;
+        let tunnel = udp(&lab.host, host, VXLAN);
+        let (from, before) = (udp(&lab.pod, pod, 0), lab.refused("inet", NODE_TABLE));
+        from.send_to(b"frame", tunnel.local_addr().unwrap()).unwrap();
+        frames::until(|| lab.refused("inet", NODE_TABLE) == before + 1, host);
+        assert!(is_empty(&tunnel));
+        // What the node asked for it takes.
+        arrives(&tunnel, &from, b"ask");
+        arrives(&from, &tunnel, b"answer");
+        let (listener, at) = listen(&lab.host, host);
+        talk(connect(&lab.pod, at).unwrap(), &listener);
+    }
+}
+
+/// A gate alone would let a pod send to a service whose addresses are outside: it does not see where that leads.
+#[test]
+fn a_service_does_not_lead_out_of_the_cluster() {
+    if !is_root() {
+        return;
+    }
+    let mut lab = Lab::gated();
+    let rules = "table ip services { chain pre { type nat hook prerouting priority dstnat;\n\
+                 ip daddr 10.96.0.7 udp dport 7000 dnat to 203.0.113.2:7000\n\
+                 ip daddr 10.96.0.8 udp dport 7000 dnat to 10.244.1.3:7000\n}\n}\n";
+    frames::nft(&lab.host, rules);
+    let outside = udp(&lab.outside, OUTSIDE[0], 7_000);
+    let inside = udp(&lab.neighbour, NEIGHBOUR[0], 7_000);
+    let from = udp(&lab.pod, POD[0], 0);
+    let before = lab.refused("inet", NODE_TABLE);
+    from.send_to(b"out", "10.96.0.7:7000").unwrap();
+    frames::until(|| lab.refused("inet", NODE_TABLE) == before + 1, "the service that leads out");
+    from.send_to(b"in", "10.96.0.8:7000").unwrap();
+    assert_eq!(inside.recv(&mut [0; 9]).unwrap(), 2);
+    assert!(is_empty(&outside));
+    // Of nodes that are named a service may lead to one, as that of the API server does; nobody gets there without it.
+    let services = ["10.96.0.0/12".parse().unwrap()];
+    let node =
+        node_table(&POD.map(address), &cluster(), &services, &["203.0.113.2/32".parse().unwrap()], false);
+    lab.nft.apply(&[Change::Replace(&node)]).unwrap();
+    let from = udp(&lab.pod, POD[0], 0);
+    from.send_to(b"in", "10.96.0.7:7000").unwrap();
+    assert_eq!(outside.recv(&mut [0; 9]).unwrap(), 2);
+    let before = lab.refused_by_gate();
+    from.send_to(b"out", "203.0.113.2:7000").unwrap();
+    frames::until(|| lab.refused_by_gate() == before + 1, "the node without the service");
+}
+
+/// What leads past a gate: tc takes the packet first, and another device receives it (the `bandwidth` plugin's way).
+#[test]
+fn a_packet_led_past_the_gate_meets_the_nodes_table() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::gated();
+    ip(&lab.host, "link add ifb0 type ifb");
+    ip(&lab.host, "link set ifb0 up");
+    frames::tc(&lab.host, "qdisc add dev vethp clsact");
+    frames::tc(
+        &lab.host,
+        "filter add dev vethp ingress protocol all u32 match u32 0 0 action mirred egress redirect dev ifb0",
+    );
+    for (pod, outside) in POD.into_iter().zip(OUTSIDE) {
+        let (from, witness) = (udp(&lab.pod, pod, 0), udp(&lab.outside, outside, 0));
+        let before = lab.refused("inet", NODE_TABLE);
+        from.send_to(b"out", witness.local_addr().unwrap()).unwrap();
+        frames::until(|| lab.refused("inet", NODE_TABLE) == before + 1, outside);
+        assert!(is_empty(&witness));
+        arrives(&witness, &from, b"ask");
+        arrives(&from, &witness, b"answer");
+    }
+}
+
+#[test]
+fn a_name_leads_to_its_gate() {
+    assert_eq!(gate_name(&owner()), "tunproxy-c1-eth0");
+    let long = Owner { container_id: "c".repeat(crate::naming::MAX_CONTAINER_ID), ifname: "e".repeat(15) };
+    // NFT_NAME_MAXLEN.
+    assert!(gate_name(&long).len() < 256);
 }
