@@ -14,16 +14,41 @@ mod node;
 mod peer;
 mod pod;
 
-pub use node::{NODE_TABLE, PODS_V4, PODS_V6, node_table};
+pub use node::{NODE_TABLE, node_table};
 pub use peer::{Peer, PeerError, find_peer};
-pub use pod::{Gate, REFUSED, gate_name};
+pub use pod::{Gate, gate_name};
 
-/// Port of DNS over TCP and UDP, RFC 1035.
-const DNS: u64 = 53;
+use crate::netlink::Family as Layer;
+use crate::nft::{Chain, Hook, HookPoint, Rule};
 
+/// The chain that counts and drops what a pod may not send.
+pub const REFUSED: &str = "refused";
+
+/// Sets of a pod's own addresses.
+const OWN: &str = "own";
+
+const DNS: u64 = crate::steering::DNS as u64;
 const TCP: u64 = libc::IPPROTO_TCP as u64;
 const UDP: u64 = libc::IPPROTO_UDP as u64;
 const SCTP: u64 = libc::IPPROTO_SCTP as u64;
+
+/// One that gets its packets from the kernel.
+fn base(name: &str, point: HookPoint, priority: i32, drop: bool) -> Chain {
+    Chain { name: name.to_owned(), hook: Some(Hook { point, priority, drop }), rules: Vec::new() }
+}
+
+/// One that gets them from other chains.
+fn chain(name: String, rules: Vec<Rule>) -> Chain {
+    Chain { name, hook: None, rules }
+}
+
+fn refused() -> Chain {
+    chain(REFUSED.to_owned(), vec![Rule::new().counter().drop()])
+}
+
+fn refuse() -> Rule {
+    Rule::new().goto(REFUSED)
+}
 
 #[cfg(test)]
 mod tests;

@@ -155,6 +155,7 @@ pub fn is_plumbed(namespace: &NetNs, owner: &Owner) -> Result<bool, SteeringErro
     Ok(owners.any(|found| found == *owner))
 }
 
+pub(crate) use chained::DNS;
 pub use verify::{verify_chained, verify_standalone};
 
 fn remove_rules(netlink: &mut Netlink, slot: Slot) -> Result<(), NetlinkError> {

@@ -7,15 +7,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::layer::Layer;
-use super::{REFUSED, TCP};
-use crate::nft::{Chain, Family, Field, Hook, HookPoint, Rule, Set, Table, ct_status};
+use super::{Layer, TCP, base, chain, refuse, refused};
+use crate::nft::{Family, Field, HookPoint, Rule, Table, ct_status};
 
 pub const NODE_TABLE: &str = "tunproxy";
 
 /// Sets of the addresses of gated pods.
-pub const PODS_V4: &str = "pods4";
-pub const PODS_V6: &str = "pods6";
+const PODS: &str = "pods";
 
 /// Before the filters that others put at priority 0.
 const PRIORITY: i32 = -5;
@@ -33,29 +31,23 @@ pub fn node_table(
     nodes: &[IpNet],
     owned: bool,
 ) -> Table {
-    let sets = vec![Set::addresses(PODS_V4, false, pods), Set::addresses(PODS_V6, true, pods)];
-    let mut forward = Vec::new();
-    let mut input = Vec::new();
-    let mut chains = Vec::new();
+    let sets = Layer::ALL.map(|layer| layer.address_set(PODS, pods)).to_vec();
+    let mut chains = vec![
+        base("forward", HookPoint::Forward, PRIORITY, false),
+        base("input", HookPoint::Input, PRIORITY, false),
+    ];
     for layer in Layer::ALL {
         let of_pod = || {
             Rule::new()
                 .is(Field::NETWORK_PROTOCOL, layer.protocol())
-                .in_set(&[layer.source()], &layer.named("pods"))
+                .in_set(&[layer.source()], &layer.named(PODS))
         };
-        forward.push(of_pod().goto(&layer.named("forwarded")));
-        input.push(of_pod().goto(&layer.named("taken")));
+        chains[0].rules.push(of_pod().goto(&layer.named("forwarded")));
+        chains[1].rules.push(of_pod().goto(&layer.named("taken")));
         chains.push(chain(layer.named("forwarded"), forwarded(layer, cluster, services, nodes)));
         chains.push(chain(layer.named("taken"), taken(layer, cluster, services)));
     }
-    let base = |name: &str, point, rules| Chain {
-        name: name.to_owned(),
-        hook: Some(Hook { point, priority: PRIORITY, drop: false }),
-        rules,
-    };
-    chains.insert(0, base("forward", HookPoint::Forward, forward));
-    chains.insert(1, base("input", HookPoint::Input, input));
-    chains.push(chain(REFUSED.to_owned(), vec![Rule::new().counter().drop()]));
+    chains.push(refused());
     Table { family: Family::Inet, name: NODE_TABLE.to_owned(), owned, sets, chains }
 }
 
@@ -69,7 +61,7 @@ fn forwarded(layer: Layer, cluster: &[IpNet], services: &[IpNet], nodes: &[IpNet
             layer.networks(services).map(|service| through_service(to(node), layer, service).accept()),
         );
     }
-    rules.push(Rule::new().goto(REFUSED));
+    rules.push(refuse());
     rules
 }
 
@@ -86,7 +78,7 @@ fn taken(layer: Layer, cluster: &[IpNet], services: &[IpNet]) -> Vec<Rule> {
     rules.extend(layer.networks(cluster).map(|network| {
         Rule::new().is(Field::TRANSPORT_PROTOCOL, TCP).in_network(layer.destination(), network).accept()
     }));
-    rules.push(Rule::new().goto(REFUSED));
+    rules.push(refuse());
     rules
 }
 
@@ -97,8 +89,4 @@ fn through_service(rule: Rule, layer: Layer, service: IpNet) -> Rule {
         Layer::V6 => Field::CT_ORIGINAL_IPV6_DESTINATION,
     };
     rule.any_of(Field::CT_STATUS, ct_status::DESTINATION_NAT.into()).in_network(original, service)
-}
-
-fn chain(name: String, rules: Vec<Rule>) -> Chain {
-    Chain { name, hook: None, rules }
 }

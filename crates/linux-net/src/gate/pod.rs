@@ -18,10 +18,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::layer::Layer;
-use super::{DNS, TCP, UDP};
+use super::{DNS, Layer, OWN, REFUSED, TCP, UDP, base, chain, refuse, refused};
 use crate::naming::Owner;
-use crate::nft::{Chain, Family, Field, Hook, HookPoint, KeyType, Rule, Set, SetContent, Table};
+use crate::nft::{Chain, Family, Field, HookPoint, KeyType, Rule, Set, SetContent, Table};
 
 /// What a gate is made from.
 #[derive(Clone, Copy, Debug)]
@@ -36,9 +35,6 @@ pub struct Gate<'a> {
     /// Nobody else may change it while the agent lives ([`Table::owned`]).
     pub owned: bool,
 }
-
-/// The chain that counts and drops what a pod may not send.
-pub const REFUSED: &str = "refused";
 
 const TO_POD: &str = "to_pod";
 const FROM_POD: &str = "from_pod";
@@ -97,18 +93,18 @@ impl Gate<'_> {
                 continue;
             }
             sets.extend(layer_sets(layer));
-            sets.push(layer.address_set("own", &own));
+            sets.push(layer.address_set(OWN, &own));
+            if layer == Layer::V6 {
+                sets.push(layer.address_set("neighbour", &self.own(layer)));
+            }
             chains[0].rules.push(of_layer(layer).goto(&layer.named(TO_POD)));
             chains[1].rules.push(of_layer(layer).goto(&layer.named(FROM_POD)));
             chains.push(chain(layer.named(TO_POD), self.arriving(layer, &own)));
             chains.extend(self.leaving(layer, &own));
         }
-        if self.own(Layer::V6).iter().any(|address| !is_link_local(*address)) {
-            sets.push(Layer::V6.address_set("neighbour", &self.own(Layer::V6)));
-        }
         chains[1].rules.extend(self.arp());
         chains[1].rules.push(refuse());
-        chains.push(chain(REFUSED.to_owned(), vec![Rule::new().counter().drop()]));
+        chains.push(refused());
         Table { family: Family::Netdev, name: gate_name(self.owner), owned: self.owned, sets, chains }
     }
 
@@ -135,10 +131,7 @@ impl Gate<'_> {
             .map(|network| Rule::new().in_network(layer.source(), network).accept())
             .collect();
         // A bridge sends frames for others too where it does not know who has their address.
-        rules.push(match own {
-            [own] => Rule::new().is_not_address(layer.destination(), *own).accept(),
-            _ => Rule::new().not_in_set(&[layer.destination()], &layer.named("own")).accept(),
-        });
+        rules.push(layer.is_not_own(layer.destination(), own).accept());
         let is_tcp = || Rule::new().is(Field::TRANSPORT_PROTOCOL, TCP);
         rules.extend([
             is_tcp().any_of(Field::TCP_FLAGS, RST).in_set(&flow, &tcp).update(&flow, &tcp, RESET).accept(),
@@ -160,10 +153,7 @@ impl Gate<'_> {
     }
 
     fn leaving(&self, layer: Layer, own: &[IpAddr]) -> Vec<Chain> {
-        let spoofed = match own {
-            [own] => Rule::new().is_not_address(layer.source(), *own),
-            _ => Rule::new().not_in_set(&[layer.source()], &layer.named("own")),
-        };
+        let spoofed = layer.is_not_own(layer.source(), own);
         let mut first = Vec::new();
         let mut chains = Vec::new();
         match layer {
@@ -337,24 +327,12 @@ fn layer_sets(layer: Layer) -> [Set; 6] {
     ]
 }
 
-fn base(name: &str, point: HookPoint, priority: i32, drop: bool) -> Chain {
-    Chain { name: name.to_owned(), hook: Some(Hook { point, priority, drop }), rules: Vec::new() }
-}
-
 fn of_layer(layer: Layer) -> Rule {
     Rule::new().is(Field::PROTOCOL, layer.ether_type())
 }
 
 fn icmp(layer: Layer, kind: u64) -> Rule {
     Rule::new().is(Field::TRANSPORT_PROTOCOL, layer.icmp()).is(Field::ICMP_TYPE, kind)
-}
-
-fn refuse() -> Rule {
-    Rule::new().goto(REFUSED)
-}
-
-fn chain(name: String, rules: Vec<Rule>) -> Chain {
-    Chain { name, hook: None, rules }
 }
 
 fn is_link_local(address: IpAddr) -> bool {

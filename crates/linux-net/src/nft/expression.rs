@@ -341,5 +341,5 @@ macro_rules! codes {
 codes!(Base, "a header of unknown kind": Link = 0, Network = 1, Transport = 2);
 codes!(Meta, "a property of packets of unknown kind":
     Protocol = 1, Mark = 3, InputName = 6, OutputName = 7, NetworkProtocol = 15, TransportProtocol = 16);
-codes!(Ct, "a property of connections of unknown kind": 
+codes!(Ct, "a property of connections of unknown kind":
     State = 0, Direction = 1, Status = 2, Mark = 3, OriginalIpv4Destination = 20, OriginalIpv6Destination = 22);

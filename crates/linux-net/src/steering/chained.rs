@@ -184,4 +184,4 @@ pub(super) fn source(addresses: &[IpNet], family: Family) -> Option<IpAddr> {
 }
 
 /// Port of DNS over TCP and UDP, RFC 1035.
-const DNS: u16 = 53;
+pub const DNS: u16 = 53;
